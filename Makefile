@@ -1,0 +1,64 @@
+# What a newcomer and CI run. Every target builds the virtual environment first where it is missing
+# or older than pyproject.toml or constraints.txt.
+#
+#   make quickstart            all three phases, a baseline and the comparison, on data made here
+#   make test                  lint, types and all tests
+#   make test-fast             only the tests that start no processes and take no time
+#   make PYTHON=python3.12 install
+
+PYTHON ?= python3
+PROCESSES ?= 2
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+DEEPSPEED := $(BIN)/deepspeed --num_gpus $(PROCESSES)
+
+# deepspeed starts `python` from PATH, and one thread per process keeps the processes apart.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+OMP_NUM_THREADS ?= 1
+export OMP_NUM_THREADS
+
+.PHONY: install quickstart test test-fast lint
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "PYTHON=$(PYTHON) is not a Python 3.11 or newer:" \
+	        "name one with make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "installing into $(VENV) (several GB the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP)
+	@echo "1/9 data: drawing small scenes with captions, writing them as shards"
+	@$(BIN)/python stages/prepare.py
+	@echo "2/9 pretraining: a small CLIP and a small language model from scratch"
+	@$(DEEPSPEED) stages/pretrain.py
+	@echo "3/9 encoder adaptation: the image encoder learns the task's own pairs"
+	@$(DEEPSPEED) stages/encoder_adapt.py
+	@echo "4/9 ST alignment: the ST learns to speak the frozen language model's language"
+	@$(DEEPSPEED) stages/st_align.py
+	@echo "5/9 LLM tuning: the language model and the ST learn the task"
+	@$(DEEPSPEED) stages/llm_tune.py
+	@echo "6/9 baseline: the same model without the EIM measures"
+	@$(DEEPSPEED) stages/llm_tune.py baseline=true
+	@echo "7/9 evaluation: captions and scores of the EIM model"
+	@$(DEEPSPEED) stages/evaluate.py
+	@echo "8/9 evaluation: captions and scores of the baseline"
+	@$(DEEPSPEED) stages/evaluate.py baseline=true
+	@echo "9/9 report: both side by side"
+	@$(BIN)/python stages/report.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not dist"

@@ -1,0 +1,289 @@
+"""Puts a recipe's pieces together: shards to datasets, base weights and exports to models.
+
+Shared by training and evaluation. Builds; never trains, never writes but the feature cache.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.checkpoint import content_hash, fingerprint_of, tensor_hash
+from pipeline.config import Config, DataConfig
+from pipeline.data.collate import ContrastiveCollator, LanguageCollator
+from pipeline.data.features import CachedFeatures, encode_shards
+from pipeline.data.loader import DecodedImages, ImageSource, Share, StepDataset
+from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.plan import Plan
+from pipeline.data.prompts import CaptionRows, PromptRows
+from pipeline.data.reader import ShardReader
+from pipeline.dist import World, wait_for_all
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.encoder import Clip, ImageEncoder, Transform, load_image_encoder
+from pipeline.models.families import family
+from pipeline.models.llm import load_tokenizer
+from pipeline.models.multimodal import MultimodalLM
+from pipeline.models.placement import Placement
+
+log = logging.getLogger("pipeline")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of the recipe's data: its shards and how they are read."""
+
+    data: DataConfig
+    manifest: Manifest
+
+    @property
+    def reader(self) -> ShardReader:
+        """A fresh reader."""
+        return ShardReader(self.manifest, max_pixels=self.data.max_pixels)
+
+    def plan(self, global_batch: int, *, seed: int) -> Plan:
+        """The training plan."""
+        return Plan(
+            self.manifest.sizes,
+            seed=seed,
+            global_batch=global_batch,
+            lanes=self.data.lanes,
+            window=self.data.window,
+        )
+
+    def in_order(self, global_batch: int, records: int | None = None) -> Plan:
+        """Every record once, in order; only the first `records` when that is given."""
+        sizes, left = [], self.manifest.records if records is None else records
+        for size in self.manifest.sizes:
+            sizes.append(min(size, left))
+            left -= sizes[-1]
+        used = [size for size in sizes if size > 0]
+        return Plan(used, seed=0, global_batch=global_batch, sequential=True)
+
+
+def open_split(config: Config, name: str) -> Split:
+    """The split `name` of `data.shards`; ConfigError when the recipe names no folder."""
+    if not config.data.shards:
+        raise ConfigError(
+            "data.shards is empty: name the folder that stages/prepare.py wrote, e.g. "
+            "data.shards=/data/coco"
+        )
+    return Split(config.data, load_manifest(Path(config.data.shards) / name))
+
+
+def share_of(world: World, micro_batch: int) -> Share:
+    """This rank's part of every global batch."""
+    return Share(world.rank, world.size, world.local_size, micro_batch)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Where a split's image tensors come from, and their shape."""
+
+    source: ImageSource | None
+    shape: tuple[int, ...]
+
+
+NO_IMAGES = Images(None, ())
+
+
+def decoded(transform: Transform, image_size: int) -> Images:
+    """Images decoded in the loading processes."""
+    source = DecodedImages(transform, image_size)
+    return Images(source, (3, image_size, image_size))
+
+
+def caption_dataset(
+    config: Config,
+    split: Split,
+    plan: Plan,
+    images: Images,
+    tokenizer: PreTrainedTokenizerBase,
+    share: Share,
+    *,
+    captions: str,
+) -> StepDataset:
+    """Rows for the LM loss (captions: all or one), or prompts for generation (captions: none)."""
+    chosen = family(config.family)
+    rows = CaptionRows(tokenizer, functools.partial(chosen.row, config), config.data.max_tokens)
+    prompts = PromptRows(tuple(chosen.prompt_ids(config)))
+    collate = LanguageCollator(
+        layout=prompts if captions == "none" else rows,
+        image_shape=images.shape,
+        pad_id=int(tokenizer.pad_token_id or 0),
+    )
+    return StepDataset(
+        reader=split.reader,
+        plan=plan,
+        share=share,
+        collate=collate,
+        images=images.source,
+        captions=captions,
+        seed=config.seed,
+        strict=config.data.strict,
+    )
+
+
+def pair_dataset(
+    config: Config, split: Split, plan: Plan, clip: Clip, share: Share, *, captions: str
+) -> StepDataset:
+    """Image-text pairs for the contrastive loss."""
+    images = decoded(clip.transform, clip.image_size)
+    return StepDataset(
+        reader=split.reader,
+        plan=plan,
+        share=share,
+        collate=ContrastiveCollator(clip.tokenize, images.shape),
+        images=images.source,
+        captions=captions,
+        seed=config.seed,
+        strict=config.data.strict,
+    )
+
+
+@dataclass(frozen=True)
+class CaptionModel:
+    """A caption model with what it needs to be fed."""
+
+    model: MultimodalLM
+    tokenizer: PreTrainedTokenizerBase
+    images: Mapping[str, Images]  # by split
+
+
+def build_caption_model(
+    config: Config,
+    start: Mapping[str, Tensor],
+    splits: Mapping[str, Split],
+    *,
+    dtype: torch.dtype,
+    placement: Placement,
+    world: World,
+) -> CaptionModel:
+    """The recipe's model from base weights, with the tensors of an export laid over them.
+
+    Where features are cached, the encoder runs here, once for each image, and is dropped: the model
+    is then fed features. start: by exported name; empty for the base weights alone.
+    """
+    tokenizer = load_tokenizer(config.llm)
+    chosen = family(config.family)
+    if not chosen.SEES_IMAGES:
+        model = chosen.build(config, dtype=dtype, placement=placement, with_encoder=False)
+        overlay(model.llm, start, "llm.", placement)
+        return CaptionModel(model, tokenizer, dict.fromkeys(splits, NO_IMAGES))
+    encoder, transform = load_image_encoder(config.encoder, seed=config.seed)
+    overlay(encoder, start, "encoder.", Placement())
+    encoder.requires_grad_(False)
+    size = _image_size(transform)
+    plain = dict.fromkeys(splits, decoded(transform, size))
+    images = plain
+    if config.data.cache_features:
+        images = {
+            name: _cached(config, name, splits[name], plain[name], encoder, dtype, world)
+            for name in splits
+        }
+    width = encoder.width
+    model = chosen.build(
+        config,
+        dtype=dtype,
+        placement=placement,
+        with_encoder=not config.data.cache_features,
+        feature_width=width,
+        encoder=None if config.data.cache_features else encoder,
+    )
+    overlay(model.st, start, "st.", placement)
+    overlay(model.llm, start, "llm.", placement)
+    return CaptionModel(model, tokenizer, images)
+
+
+def overlay(
+    module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, placement: Placement
+) -> None:
+    """Writes the tensors whose names start with `prefix` over the module's own.
+
+    Raises CheckpointError for a tensor that the module does not have.
+    """
+    mine = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    named = dict(module.named_parameters())
+    unknown = sorted(set(mine) - set(named))
+    if unknown:
+        raise CheckpointError(
+            f"the export holds {prefix}{unknown[0]}, which this model does not have; use the "
+            "recipe that made the export, or another init_from="
+        )
+    for name, tensor in mine.items():
+        with placement.writable([named[name]]) as writes:
+            if writes:
+                if tensor.shape != named[name].shape:
+                    raise CheckpointError(
+                        f"the export's {prefix}{name} is {tuple(tensor.shape)}, the model's is "
+                        f"{tuple(named[name].shape)}; use the recipe that made the export"
+                    )
+                with torch.no_grad():
+                    named[name].copy_(tensor)
+
+
+def _cached(
+    config: Config,
+    name: str,
+    split: Split,
+    images: Images,
+    encoder: ImageEncoder,
+    dtype: torch.dtype,
+    world: World,
+) -> Images:
+    """Encodes the split once, on all ranks together, unless a cache of these weights is there."""
+    assert isinstance(images.source, DecodedImages)
+    made_by = [tensor_hash(encoder.state_dict()), repr(images.source.transform), str(dtype)]
+    key = fingerprint_of(made_by, config.encoder.normalize, split.manifest.fingerprint)
+    folder = Path(config.runs) / "features" / key
+    encoder = encoder.to(world.device, dtype).eval()
+
+    @torch.no_grad()
+    def encode(batch: Tensor) -> Tensor:
+        features: Tensor = encoder(batch.to(world.device, dtype))
+        return features
+
+    encoded = encode_shards(
+        split.reader,
+        images.source,
+        encode,
+        folder,
+        rank=world.rank,
+        ranks=world.size,
+        workers=config.data.workers,
+    )
+    wait_for_all(world)
+    if encoded:
+        log.info("features      %s: images encoded once, kept in %s", name, folder)
+    return Images(CachedFeatures(folder), (encoder.width,))
+
+
+def recipe_identity(config: Config, cache: Path) -> dict[str, object]:
+    """What base weights and model a recipe means, independent of where its files lie."""
+    encoder = replace(config.encoder)
+    source = config.encoder.arch.removeprefix("local-dir:")
+    weights = [source, config.encoder.pretrained or "", config.llm.path]
+    if not family(config.family).SEES_IMAGES:
+        weights[:2] = ["", ""]
+    hashes = [content_hash(Path(each), cache) if each else "" for each in weights]
+    arch = hashes[0] if source != config.encoder.arch else encoder.arch
+    return {
+        "family": config.family,
+        "seed": config.seed,
+        "precision": config.precision,
+        "encoder": [arch, hashes[1], encoder.normalize],
+        "st": vars(config.st),
+        "llm": [hashes[2], config.llm.dropout],
+        "data": [config.data.max_tokens, config.data.lanes, config.data.window],
+    }
+
+
+def _image_size(transform: Transform) -> int:
+    """Pixels on each side of what the transform gives."""
+    probe = transform(Image.new("RGB", (8, 8)))
+    return int(probe.shape[-1])

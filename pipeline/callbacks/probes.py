@@ -1,0 +1,164 @@
+"""What a phase is watched by: numbers and pictures from the validation split.
+
+`CaptionProbe` for the phases with an LM loss, `RetrievalProbe` for the contrastive one. Both are
+called on every rank with the engine in eval mode.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.callbacks.samples import Example, sheet
+from pipeline.captioning import caption_batches
+from pipeline.config import EvaluateConfig
+from pipeline.data.collate import Batch
+from pipeline.data.images import ContentFault
+from pipeline.data.reader import ShardReader
+from pipeline.dist import World, gather_json
+from pipeline.engine import Engine
+from pipeline.evaluation.captions import quick_cider
+from pipeline.evaluation.retrieval import recall_at_k
+from pipeline.models.multimodal import MultimodalLM
+from pipeline.validation import language_metrics, retrieval_features
+
+Batches = Callable[[], Iterator[Batch]]
+
+
+@dataclass(frozen=True)
+class References:
+    """The first records of a split with their images and true captions, for rank 0."""
+
+    reader: ShardReader
+    items: Sequence[tuple[int, int]]  # (shard, record)
+
+    def captions(self) -> dict[str, list[str]]:
+        """Record key -> true captions."""
+        found = {}
+        for shard, record in self.items:
+            try:
+                raw = self.reader.read(shard, record)
+            except ContentFault:
+                continue
+            found[raw.key] = list(raw.data["captions"])
+        return found
+
+    def examples(self, predicted: dict[str, str], limit: int) -> list[Example]:
+        """Images with predictions and the first true caption; unusable images are left out."""
+        found: list[Example] = []
+        for shard, record in self.items[:limit]:
+            try:
+                raw = self.reader.read(shard, record)
+                image = self.reader.image(raw, draft_size=256)
+            except ContentFault:
+                continue
+            text = predicted.get(raw.key, "")
+            found.append(Example(image, text, raw.data["captions"][0]))
+        return found
+
+
+class CaptionProbe:
+    """Validation loss, and the captions of the first records: CIDEr and a sheet of samples."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: MultimodalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        rows: Batches,
+        prompts: Batches,
+        references: References,
+        caption_records: int,
+        sample_images: int,
+        max_new_tokens: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self._engine, self._model, self._tokenizer = engine, model, tokenizer
+        self._rows, self._prompts, self._references = rows, prompts, references
+        self._caption_records, self._sample_images = caption_records, sample_images
+        # Greedy: watching must stay cheap; the final evaluation searches with beams.
+        self._settings = EvaluateConfig(beams=1, max_new_tokens=max_new_tokens)
+        self._dtype = dtype
+        self._captions: dict[str, str] = {}
+
+    @property
+    def _world(self) -> World:
+        return self._engine.world
+
+    def measure(self) -> dict[str, float]:
+        """loss, perplexity and, where the recipe asks for captions, CIDEr of greedy captions."""
+        metrics = language_metrics(self._engine, self._rows(), self._world, self._dtype)
+        if not self._references.items:
+            return metrics
+        local = caption_batches(
+            self._model,
+            self._prompts(),
+            self._tokenizer,
+            self._settings,
+            device=self._world.device,
+            dtype=self._dtype,
+            synced=self._engine.stage == 3,
+        )
+        self._captions = {k: v for each in gather_json(local, self._world) for k, v in each.items()}
+        if self._caption_records:
+            truth = self._references.captions()
+            both = {key: text for key, text in self._captions.items() if key in truth}
+            metrics["cider"] = quick_cider(both, {key: truth[key] for key in both})
+        return metrics
+
+    def show(self) -> Image.Image | None:
+        """The samples, on rank 0."""
+        if not self._world.is_main or not self._captions or not self._sample_images:
+            return None
+        return sheet(self._references.examples(self._captions, self._sample_images))
+
+
+class RetrievalProbe:
+    """Recall over the split, and for the first records the caption that the towers find nearest."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        pairs: Batches,
+        references: References,
+        sample_images: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self._engine, self._pairs, self._references = engine, pairs, references
+        self._sample_images, self._dtype = sample_images, dtype
+        self._nearest: list[tuple[int, int, int]] = []
+
+    def measure(self) -> dict[str, float]:
+        """Recall at 1, 5, 10, both ways."""
+        world = self._engine.world
+        found = retrieval_features(self._engine, self._pairs(), world, self._dtype)
+        image, text, text_image, records = found
+        self._nearest = []
+        best = (image[: self._sample_images] @ text.T).argmax(1)
+        for row, index in enumerate(best.tolist()):
+            owner = int(text_image[index])
+            which = int((text_image[:index] == owner).sum())
+            self._nearest.append((int(records[row]), int(records[owner]), which))
+        return recall_at_k(image, text, text_image)
+
+    def show(self) -> Image.Image | None:
+        """The samples, on rank 0."""
+        if not self._engine.world.is_main or not self._nearest:
+            return None
+        reader, items = self._references.reader, self._references.items
+        examples = []
+        for own, found, which in self._nearest:
+            try:
+                raw = reader.read(*items[own])
+                image = reader.image(raw, draft_size=256)
+                texts = reader.read(*items[found]).data["captions"]
+            except ContentFault:
+                continue
+            examples.append(
+                Example(image, texts[min(which, len(texts) - 1)], raw.data["captions"][0])
+            )
+        return sheet(examples)

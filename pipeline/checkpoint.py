@@ -1,0 +1,232 @@
+"""Checkpoints and exports on disk: layout, completeness, retention, hand-over.
+
+A checkpoint is a folder that appears by rename when it is complete; whatever else lies around is
+ignored. An export is one safetensors file with everything that differs from the base weights,
+beside a JSON that says which recipe made it. Assumes a file system shared by all ranks.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.dist import World, agree_any, wait_for_all
+from pipeline.engine import Engine
+from pipeline.errors import CheckpointError
+
+WEIGHTS = "weights.safetensors"
+_STATE = "state.json"
+
+
+@dataclass
+class Progress:
+    """How far a phase is; what a checkpoint and an export carry beside tensors."""
+
+    step: int = 0  # steps of the data plan done
+    updates: int = 0  # optimizer updates of this segment; skipped steps do not count
+    records_seen: int = 0
+    records_skipped: dict[str, int] = field(default_factory=dict)
+    texts_cut: int = 0
+    steps_skipped: int = 0
+    seconds: float = 0.0
+    train_loss: float | None = None
+    validation: dict[str, dict[str, float]] = field(default_factory=dict)  # start, end
+
+
+def save_checkpoint(
+    folder: Path, engine: Engine, progress: Progress, fingerprint: str, *, keep: int
+) -> Path:
+    """Writes `folder`/step-NNNNNN, complete or not at all; older ones beyond `keep` go after it."""
+    world = engine.world
+    target = folder / f"step-{progress.step:06d}"
+    writing = folder / f".writing-step-{progress.step:06d}"
+    if world.is_main:
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+    wait_for_all(world)
+    engine.save(writing)
+    save_file(_random_state(), writing / f"random-{world.rank}.safetensors")
+    wait_for_all(world)
+    if world.is_main:
+        state = {"progress": asdict(progress), "fingerprint": fingerprint, "ranks": world.size}
+        write_json(writing / _STATE, state)
+        for path in sorted(writing.rglob("*")):
+            sync(path)
+        if target.exists():
+            shutil.rmtree(target)
+        writing.rename(target)
+        sync(folder)
+        for old in _complete(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    wait_for_all(world)
+    return target
+
+
+def newest_checkpoint(folder: Path, first: int, last: int) -> Path | None:
+    """The newest complete checkpoint with first < step < last or == last; None if there is none."""
+    usable = [each for each in _complete(folder) if first < _step(each) <= last]
+    return usable[-1] if usable else None
+
+
+def stale_checkpoints(folder: Path, fingerprint: str) -> bool:
+    """True when `folder` holds checkpoints of another recipe."""
+    states = [json.loads((each / _STATE).read_text(encoding="utf-8")) for each in _complete(folder)]
+    return any(state["fingerprint"] != fingerprint for state in states)
+
+
+def load_checkpoint(path: Path, engine: Engine, fingerprint: str) -> Progress:
+    """Puts engine and random states back where `path` was written.
+
+    Raises CheckpointError when the recipe, the data or the number of ranks is another.
+    """
+    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    if state["fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"{path} was written by another recipe or on other data; give another name=, or "
+            "overwrite=true to start the phase again"
+        )
+    if state["ranks"] != engine.world.size:
+        raise CheckpointError(
+            f"{path} was written by {state['ranks']} ranks, now there are {engine.world.size}; "
+            f"start with {state['ranks']}, or overwrite=true to start the phase again"
+        )
+    engine.load(path)
+    _restore_random_state(load_file(path / f"random-{engine.world.rank}.safetensors"))
+    return Progress(**state["progress"])
+
+
+def save_export(
+    folder: Path, tensors: Mapping[str, Tensor], progress: Progress, details: Mapping[str, Any]
+) -> None:
+    """Writes an export folder by rename; call on one rank only.
+
+    tensors: by exported name. details: the recipe's fingerprint and what the next reader wants.
+    """
+    writing = folder.with_name(f".writing-{folder.name}")
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    save_file({name: each.contiguous() for name, each in tensors.items()}, writing / WEIGHTS)
+    write_json(writing / "export.json", {**details, "progress": asdict(progress)})
+    for path in writing.iterdir():
+        sync(path)
+    if folder.exists():
+        shutil.rmtree(folder)
+    writing.rename(folder)
+    sync(folder.parent)
+
+
+def read_export(folder: Path) -> dict[str, Any] | None:
+    """The export's JSON; None when there is no complete export at `folder`."""
+    path = folder / "export.json"
+    if not path.is_file() or not (folder / WEIGHTS).is_file():
+        return None
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); delete the folder, the phase makes it again"
+        ) from error
+    return loaded
+
+
+def export_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of an export, by exported name, on the CPU."""
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"export {path} cannot be read ({error}); run the phase that makes it again"
+        ) from error
+
+
+def fingerprint_of(*values: Any) -> str:
+    """A short hash of JSON-able values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """A short hash of names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def content_hash(path: Path, cache: Path) -> str:
+    """A short hash of a file's bytes, or of all files of a folder; the name itself if neither.
+
+    Weights of many GB are read once: `cache` (JSON) remembers hashes by path, size and time.
+    """
+    if not path.exists():
+        return str(path)
+    known: dict[str, str] = {}
+    if cache.is_file():
+        known = json.loads(cache.read_text(encoding="utf-8"))
+    files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
+    hashes = []
+    for file in files:
+        status = file.stat()
+        key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+        if key not in known:
+            with file.open("rb") as opened:
+                known[key] = hashlib.file_digest(opened, "sha256").hexdigest()
+        hashes.append([file.name if path.is_dir() else "", known[key]])
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    write_json(cache, known)
+    return fingerprint_of(hashes)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON by atomic rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Makes a file or a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def all_ranks_see(path: Path, world: World) -> bool:
+    """True when every rank sees `path`: a file system that lags behind is no surprise."""
+    return not agree_any(not path.exists(), world)
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Checkpoints in order of their step; only complete ones have their final name."""
+    found = [each for each in folder.glob("step-*") if (each / _STATE).is_file()]
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore_random_state(state: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

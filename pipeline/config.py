@@ -1,0 +1,224 @@
+"""The recipe as typed dataclasses: every key a user can set, with its default and its meaning.
+
+`pipeline/recipe.py` loads a YAML recipe and a dotlist into these and checks what can be checked
+without loading a model. Defaults are the right choice for a real run. Sizes are counts of records
+(one image with its captions) unless a name says otherwise; learning rates are absolute.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+PHASES = ("encoder_adapt", "st_align", "llm_tune")
+
+
+def one_of(default: str, *choices: str) -> Any:
+    """A string field that accepts only `choices` (OmegaConf itself would accept any string)."""
+    return field(default=default, metadata={"choices": choices})
+
+
+def positive(default: float) -> Any:
+    """A number field whose value must be above zero."""
+    return field(default=default, metadata={"positive": True})
+
+
+@dataclass
+class EncoderConfig:
+    """The image tower, any that open_clip knows."""
+
+    arch: str = "ViT-B-32"  # an open_clip architecture, or local-dir:FOLDER in open_clip's format
+    pretrained: str | None = "openai"  # a tag of open_clip, a local file, or null (random weights)
+    normalize: bool = False  # L2-normalise the features (the reference's --normalize_prefix)
+
+
+@dataclass
+class STConfig:
+    """The network from image features to the LLM's embedding space."""
+
+    kind: str = one_of("mlp", "mlp", "transformer")
+    prefix_length: int = positive(10)  # embeddings handed to the LLM for one image
+    hidden: int | None = None  # mlp: hidden width; null = LLM width * prefix_length / 2
+    clip_length: int = positive(10)  # transformer: tokens that the image feature is unfolded into
+    num_layers: int = positive(8)  # transformer
+    num_heads: int = positive(8)  # transformer
+
+
+@dataclass
+class LLMConfig:
+    """The language model, any causal LM of transformers."""
+
+    path: str = "gpt2"  # a local folder, or a name on the hub
+    dropout: float | None = None  # null keeps what the model's own config says
+
+
+@dataclass
+class DataConfig:
+    """Where the records are and how they are read."""
+
+    shards: str = ""  # folder with one sub-folder of shards for each split
+    train_split: str = "train"
+    val_split: str = "val"
+    test_split: str = "test"
+    max_tokens: int = positive(64)  # longest text in tokens, EOS included; the rest is cut, counted
+    lanes: int = positive(64)  # the plan's parallel streams; part of the data order
+    window: int = positive(1024)  # records shuffled together within a lane
+    workers: int = 2  # loading processes per rank; 0 loads in the training process
+    max_pixels: int = positive(89_478_485)  # larger images are refused from their header
+    max_bad_fraction: float = 0.01  # of an epoch; more bad records than this stop the run
+    strict: bool = False  # stop at the first bad record
+    cache_features: bool = True  # encode each image once where the encoder is frozen
+
+
+@dataclass
+class PhaseConfig:
+    """What every phase has."""
+
+    enabled: bool = True
+    ds_config: str = "zero3"  # a file of ds_configs/ without its ending, or a path
+    init_from: str | None = None  # an export to start from instead of the predecessor's
+    captions: str = one_of("all", "all", "one")  # of a record: all of them, or one drawn per epoch
+    global_batch: int = positive(64)  # records per optimizer step, on any number of ranks
+    micro_batch: int = positive(16)  # records per rank and forward pass; changes speed, not results
+    epochs: float = positive(1.0)
+    max_steps: int | None = None  # ends the phase earlier; the schedule spans this many steps
+    lr: float = positive(1e-4)
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    eps: float = 1e-8
+    clip_norm: float = 1.0  # of the global gradient; 0 switches clipping off
+    warmup_steps: int = 0
+    schedule: str = one_of("cosine", "cosine", "linear", "constant")
+    activation_checkpointing: bool = False
+    log_every: int = positive(10)  # steps
+    checkpoint_every: int = positive(500)  # steps
+    keep_checkpoints: int = positive(2)
+    eval_every: int = positive(500)  # steps; validation also runs at the end of the phase
+    val_records: int | None = None  # validate on this many records only; null = the whole split
+    sample_images: int = 8  # validation images shown in TensorBoard with their captions
+    stop_after: int | None = None  # stop, resumable, after this many steps of this start
+
+
+@dataclass
+class EncoderAdaptConfig(PhaseConfig):
+    """Contrastive adaptation of the image encoder to the task's own pairs."""
+
+    captions: str = one_of("one", "all", "one")
+    lr: float = positive(1e-5)
+    train: str = "all"  # all, or last:N (the last N blocks and what follows them)
+    layer_decay: float = 1.0  # each block's learning rate is this times that of the next one
+
+
+@dataclass
+class STAlignConfig(PhaseConfig):
+    """The ST alone learns to speak the LLM's language."""
+
+    align_weight: float = 0.0  # of 1 - cosine(mean ST output, mean caption embedding)
+
+
+@dataclass
+class SegmentConfig:
+    """One segment of LLM tuning: what trains and how long; learning rates are the phase's."""
+
+    train: list[str] = field(default_factory=lambda: ["st", "llm"])
+    epochs: float = positive(1.0)
+    lr_scale: float = positive(1.0)
+
+
+@dataclass
+class LLMTuneConfig(PhaseConfig):
+    """The task itself, in segments."""
+
+    lr: float = positive(2e-5)
+    st_lr: float | None = None  # null = lr
+    label_smoothing: float = 0.0
+    segments: list[SegmentConfig] = field(default_factory=list)  # empty: st and llm, `epochs` long
+    caption_records: int = 0  # validation records that are captioned and scored with CIDEr
+
+
+@dataclass
+class EvaluateConfig:
+    """Captioning of a split and its scores."""
+
+    split: str = "test"
+    records: int | None = None  # null = the whole split
+    batch: int = positive(32)  # images per rank and generation call
+    beams: int = positive(5)
+    max_new_tokens: int = positive(40)
+    length_penalty: float = 1.0  # 1 = mean log-probability, as the reference
+    metrics: list[str] = field(default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider"])
+
+
+@dataclass
+class PrepareConfig:
+    """One raw data set to be written as shards."""
+
+    source: str = ""  # coco, flickr8k or scenes
+    out: str = ""  # folder; each split becomes a sub-folder
+    images: str = ""  # coco, flickr8k: the image folder
+    annotations: list[str] = field(default_factory=list)  # coco: annotation JSON files
+    karpathy: str = ""  # coco: dataset_coco.json, whose splits (and sentences) are used
+    split: str = "train"  # coco without karpathy: the split that the annotations become
+    captions: str = ""  # flickr8k: captions.txt
+    split_lists: str = ""  # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
+    style: str = one_of("general", "general", "target")  # scenes
+    counts: dict[str, int] = field(
+        default_factory=lambda: {"train": 2000, "val": 200, "test": 200}
+    )  # scenes: records of each split
+    image_size: int = positive(64)  # scenes: pixels
+    records_per_shard: int = positive(1000)
+    seed: int = 0
+    workers: int = 2
+
+
+@dataclass
+class ScratchConfig:
+    """Sizes of the small models that `stages/pretrain.py` makes, for whoever has no weights."""
+
+    vocab_size: int = positive(1000)
+    context_length: int = positive(64)
+    image_size: int = positive(64)
+    patch_size: int = positive(8)
+    vision_width: int = positive(128)
+    vision_layers: int = positive(4)
+    text_width: int = positive(128)
+    text_layers: int = positive(2)
+    embed_dim: int = positive(128)
+    llm_width: int = positive(128)
+    llm_layers: int = positive(4)
+    heads: int = positive(4)
+
+
+@dataclass
+class PretrainConfig:
+    """A small CLIP and a small LM from scratch, on `shards`."""
+
+    out: str = ""  # folder: clip/ in open_clip's format, llm/ in transformers'
+    shards: str = ""  # null-string = the recipe's own data
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    clip: EncoderAdaptConfig = field(default_factory=lambda: EncoderAdaptConfig(lr=1e-3))
+    llm: LLMTuneConfig = field(default_factory=lambda: LLMTuneConfig(lr=1e-3))
+
+
+@dataclass
+class Config:
+    """A whole experiment: the model, the data, the three phases."""
+
+    recipe: str = "quickstart"
+    name: str = ""  # of the run directory; the recipe's name when empty
+    runs: str = "runs"
+    seed: int = 0
+    family: str = one_of("clipcap", "clipcap", "text")
+    baseline: bool = False  # the same model with the EIM measures off, for as many records seen
+    precision: str = one_of("auto", "auto", "bf16", "fp16", "fp32")
+    make_missing: bool = False  # make missing shards, weights and predecessors first
+    overwrite: bool = False  # start a phase again whose export is of another recipe
+    paths: dict[str, str] = field(default_factory=dict)  # variables for the recipe's ${paths.x}
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    st: STConfig = field(default_factory=STConfig)
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder_adapt: EncoderAdaptConfig = field(default_factory=EncoderAdaptConfig)
+    st_align: STAlignConfig = field(default_factory=STAlignConfig)
+    llm_tune: LLMTuneConfig = field(default_factory=LLMTuneConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    prepare: dict[str, PrepareConfig] = field(default_factory=dict)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)

@@ -1,0 +1,1 @@
+"""Everything between raw data sets and tensors: sources, shards, the plan, the reader."""

@@ -1,0 +1,155 @@
+"""Records become batches: text tokens, padding, and which row looks at which image.
+
+Knows tokenizers only as functions and images only as tensors or cached features; the layout of a
+row (where the image goes, what is a target) comes from `prompts.py`.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.data.prompts import IGNORE, Row
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One readable record: its place in the data, its texts, and its image or cached features."""
+
+    key: str
+    position: int  # the record's number in the split, the same on every rank
+    captions: tuple[str, ...]
+    image: Tensor | None  # (3, H, W) or cached features (C,); None for text alone
+
+
+@dataclass
+class LanguageBatch:
+    """A micro-batch for the LM loss: R rows of text, I images."""
+
+    images: Tensor | None  # (I, 3, H, W)
+    features: Tensor | None  # (I, C)
+    image_rows: Tensor  # (R,) which image each row uses, -1 = none
+    input_ids: Tensor  # (R, T) with IMAGE_SLOT where an image embedding goes
+    attention_mask: Tensor  # (R, T)
+    labels: Tensor  # (R, T), IGNORE where there is no target
+    weights: Tensor  # (R, T)
+    keys: tuple[str, ...] = ()
+    cut: int = 0  # rows whose text was longer than allowed
+
+
+@dataclass
+class ContrastiveBatch:
+    """A micro-batch of N image-text pairs; a record with several captions repeats its image row."""
+
+    images: Tensor  # (I, 3, H, W)
+    image_rows: Tensor  # (N,)
+    text: Tensor  # (N, L) of the CLIP tokenizer
+    identity: Tensor  # (N, 2) of the record and of the text; -1 for a dummy
+    keys: tuple[str, ...] = ()
+    cut: int = 0
+
+
+Batch = LanguageBatch | ContrastiveBatch
+
+
+def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+    """The batch with its tensors on `device`, images and features in `dtype`."""
+    moved: dict[str, Any] = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor):
+            kind = dtype if field.name in ("images", "features") else value.dtype
+            value = value.to(device, kind, non_blocking=True)
+        moved[field.name] = value
+    return type(batch)(**moved)
+
+
+@dataclass(frozen=True)
+class LanguageCollator:
+    """Samples to a LanguageBatch; `layout` turns one caption into a row of token ids."""
+
+    layout: Callable[[str], Row]
+    image_shape: tuple[int, ...]  # (3, H, W), or (C,) where features are cached; () for text alone
+    pad_id: int
+
+    def __call__(self, samples: Sequence[Sample]) -> LanguageBatch:
+        """R rows, one a caption; an empty list gives the zero-weight dummy."""
+        if not samples:
+            image = torch.zeros(self.image_shape) if self.image_shape else None
+            batch = self([Sample("", -1, ("a",), image)])
+            batch.weights.zero_()
+            batch.keys = ()
+            return batch
+        rows = [self.layout(text) for sample in samples for text in sample.captions]
+        owner = [i for i, sample in enumerate(samples) for _ in sample.captions]
+        length = max(len(row.ids) for row in rows)
+        shape = (len(rows), length)
+        ids = torch.full(shape, self.pad_id)
+        mask = torch.zeros(shape, dtype=torch.long)
+        labels = torch.full(shape, IGNORE)
+        for i, row in enumerate(rows):
+            n = len(row.ids)
+            ids[i, :n] = torch.tensor(row.ids)
+            mask[i, :n] = 1
+            labels[i, :n] = torch.tensor(row.labels)
+        images, slots = _stack_images(samples)
+        cached = len(self.image_shape) == 1
+        return LanguageBatch(
+            images=None if cached else images,
+            features=images if cached else None,
+            image_rows=torch.tensor([slots[i] for i in owner]),
+            input_ids=ids,
+            attention_mask=mask,
+            labels=labels,
+            weights=(labels != IGNORE).float(),
+            keys=tuple(sample.key for sample in samples),
+            cut=sum(row.cut for row in rows),
+        )
+
+
+@dataclass(frozen=True)
+class ContrastiveCollator:
+    """Samples to a ContrastiveBatch."""
+
+    tokenize: Callable[[list[str]], Tensor]
+    image_shape: tuple[int, ...]
+
+    def __call__(self, samples: Sequence[Sample]) -> ContrastiveBatch:
+        """N pairs, one a caption; an empty list gives a dummy, which identity -1 marks."""
+        if not samples:
+            dummy = self([Sample("", -1, ("a",), torch.zeros(self.image_shape))])
+            dummy.identity.fill_(-1)
+            dummy.keys = ()
+            return dummy
+        texts = [text for sample in samples for text in sample.captions]
+        owner = [i for i, sample in enumerate(samples) for _ in sample.captions]
+        identity = [(samples[i].position, text_id(t)) for i, t in zip(owner, texts, strict=True)]
+        return ContrastiveBatch(
+            images=torch.stack([_image(sample) for sample in samples]),
+            image_rows=torch.tensor(owner),
+            text=self.tokenize(texts),
+            identity=torch.tensor(identity),
+            keys=tuple(sample.key for sample in samples),
+        )
+
+
+def text_id(text: str) -> int:
+    """A 63-bit number that is the same for texts alike but for case and white space."""
+    digest = hashlib.sha256(" ".join(text.lower().split()).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _stack_images(samples: Sequence[Sample]) -> tuple[Tensor | None, list[int]]:
+    """The images that there are, and each sample's place among them (-1 without an image)."""
+    images = [sample.image for sample in samples if sample.image is not None]
+    places = iter(range(len(images)))
+    slots = [-1 if sample.image is None else next(places) for sample in samples]
+    return (torch.stack(images) if images else None), slots
+
+
+def _image(sample: Sample) -> Tensor:
+    assert sample.image is not None, "a sample without an image reached an image collator"
+    return sample.image

@@ -1,0 +1,144 @@
+"""Outputs of a frozen encoder, computed once for each image and kept on disk.
+
+One float32 file a shard, in record order; a row of NaN stands for an image that could not be used
+and is counted as a content fault when it is read. A cache lies in a folder named by what it depends
+on (encoder weights, transform, shards), so one made by other weights is never found.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.data.loader import DecodedImages
+from pipeline.data.lru import LRU
+from pipeline.data.reader import ContentFault, RawRecord, ShardReader
+from pipeline.errors import DataError
+
+Encode = Callable[[Tensor], Tensor]  # (B, 3, H, W) -> (B, C)
+
+
+class CachedFeatures:
+    """An image source (see `loader.ImageSource`) that reads features instead of decoding."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: LRU[int, npt.NDArray[np.float32]] = LRU(64)
+
+    def __call__(self, reader: ShardReader, raw: RawRecord, shard: int, record: int) -> Tensor:
+        """(C,) of one record; raises ContentFault where the image could not be used."""
+        rows = self._open.get(shard, lambda: _load(self._folder / _name(shard)))
+        row = np.array(rows[record])
+        if np.isnan(row[0]):
+            raise ContentFault(
+                "image not usable", raw.shard, raw.key, "the encoder could not see it"
+            )
+        return torch.from_numpy(row)
+
+
+@dataclass(frozen=True)
+class _ShardImages(Dataset[Any]):
+    """All images of one shard; None where an image cannot be used."""
+
+    reader: ShardReader
+    images: DecodedImages
+    shard: int
+    records: int
+
+    def __len__(self) -> int:
+        return self.records
+
+    def __getitem__(self, record: int) -> tuple[int, Tensor | None]:
+        try:
+            raw = self.reader.read(self.shard, record)
+            return record, self.images(self.reader, raw, self.shard, record)
+        except ContentFault:
+            return record, None
+
+
+def encode_shards(
+    reader: ShardReader,
+    images: DecodedImages,
+    encode: Encode,
+    folder: Path,
+    *,
+    rank: int,
+    ranks: int,
+    workers: int,
+    batch: int = 64,
+) -> int:
+    """Writes the features of this rank's shards (every `ranks`-th) that are not there yet.
+
+    Returns the number of images encoded; each image is encoded once, however many captions it has.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    encoded = 0
+    for shard in range(rank, len(reader.manifest.shards), ranks):
+        target = folder / _name(shard)
+        if target.is_file():
+            continue
+        rows = _encode_shard(reader, images, encode, shard, workers=workers, batch=batch)
+        encoded += int((~np.isnan(rows[:, 0])).sum())
+        writing = folder / f".{_name(shard)}.{os.getpid()}"
+        with writing.open("wb") as file:
+            np.save(file, rows, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        writing.replace(target)
+    return encoded
+
+
+def _encode_shard(
+    reader: ShardReader,
+    images: DecodedImages,
+    encode: Encode,
+    shard: int,
+    *,
+    workers: int,
+    batch: int,
+) -> npt.NDArray[np.float32]:
+    count = reader.manifest.shards[shard].records
+    dataset = _ShardImages(reader, images, shard, count)
+    loader: DataLoader[Any] = DataLoader(
+        dataset, batch_size=batch, num_workers=workers, collate_fn=_as_is
+    )
+    rows: npt.NDArray[np.float32] | None = None
+    for loaded in loader:
+        usable = [(record, image) for record, image in loaded if image is not None]
+        if not usable:
+            continue
+        features = encode(torch.stack([image for _, image in usable])).float().cpu().numpy()
+        if rows is None:
+            rows = np.full((count, features.shape[1]), np.nan, dtype=np.float32)
+        rows[[record for record, _ in usable]] = features
+    if rows is None:
+        raise DataError(
+            f"no image of {reader.manifest.path(shard)} can be used; check the shard with "
+            "another tool and prepare it again"
+        )
+    return rows
+
+
+def _as_is(items: list[tuple[int, Tensor | None]]) -> list[tuple[int, Tensor | None]]:
+    return items
+
+
+def _name(shard: int) -> str:
+    return f"shard-{shard:06d}.npy"
+
+
+def _load(path: Path) -> npt.NDArray[np.float32]:
+    try:
+        loaded: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cached features {path} cannot be read ({error}); delete the file, it is made again"
+        ) from error
+    return loaded

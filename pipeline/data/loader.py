@@ -1,0 +1,146 @@
+"""From the plan to a rank's micro-batches, in worker processes, from any step on.
+
+A work item is a step, so order and content do not depend on the number of workers, and a resumed
+run starts at any step at once. Content faults are skipped and counted; what is fatal travels as a
+value, so that all ranks can agree to stop.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.data.collate import Batch, Sample
+from pipeline.data.plan import Plan, arrange
+from pipeline.data.reader import ContentFault, RawRecord, ShardReader
+from pipeline.errors import DataError
+
+
+class ImageSource(Protocol):
+    """Where a record's image tensor comes from: decoded here, or a cache of features."""
+
+    def __call__(self, reader: ShardReader, raw: RawRecord, shard: int, record: int) -> Tensor:
+        """(3, H, W) or (C,); raises ContentFault for an unusable image."""
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """Decodes and transforms the image itself."""
+
+    transform: Callable[[Any], Tensor]
+    image_size: int
+
+    def __call__(self, reader: ShardReader, raw: RawRecord, shard: int, record: int) -> Tensor:
+        """(3, H, W)"""
+        return self.transform(reader.image(raw, draft_size=self.image_size))
+
+
+@dataclass
+class RankStep:
+    """One step's work of one rank."""
+
+    step: int
+    batches: list[Batch]
+    records: int = 0  # read by this rank
+    faults: Counter[str] = field(default_factory=Counter)  # by reason
+    examples: list[str] = field(default_factory=list)  # one line a fault, for messages
+    fatal: str | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every global batch this rank reads."""
+
+    rank: int
+    ranks: int
+    ranks_per_node: int
+    micro_batch: int
+
+
+@dataclass(frozen=True)
+class StepDataset(Dataset[RankStep]):
+    """The steps of one rank as a map-style dataset: item k is step k."""
+
+    reader: ShardReader
+    plan: Plan
+    share: Share
+    collate: Callable[[list[Sample]], Batch]
+    images: ImageSource | None  # None: text alone
+    captions: str = "all"  # all, one (drawn by seed, epoch and key), or none (for prompts)
+    seed: int = 0
+    strict: bool = False
+
+    def __getitem__(self, step: int) -> RankStep:
+        """The micro-batches of global step `step`; never raises for a fault of the data."""
+        epoch, k = divmod(step, self.plan.steps_per_epoch)
+        items = self.plan.step(epoch, k)
+        loaded = RankStep(step, [])
+        try:
+            mine = arrange(
+                self.reader.text_bytes(items),
+                micro_batch=self.share.micro_batch,
+                ranks=self.share.ranks,
+                ranks_per_node=self.share.ranks_per_node,
+            )[self.share.rank]
+            for positions in mine:
+                chosen = [(int(s), int(r)) for s, r in items[positions]]
+                found = [self._sample(s, r, epoch, loaded) for s, r in chosen]
+                loaded.batches.append(self.collate([each for each in found if each is not None]))
+        except DataError as error:
+            loaded.fatal = str(error)
+        return loaded
+
+    def _sample(self, shard: int, record: int, epoch: int, loaded: RankStep) -> Sample | None:
+        loaded.records += 1
+        try:
+            raw = self.reader.read(shard, record)
+            texts = _captions(raw)
+            image = None
+            if self.images is not None:
+                image = self.images(self.reader, raw, shard, record)
+        except ContentFault as fault:
+            if self.strict:
+                raise DataError(f"{fault} (data.strict=true stops at the first)") from fault
+            loaded.faults[fault.reason] += 1
+            loaded.examples.append(str(fault))
+            return None
+        if self.captions == "one":
+            texts = (texts[draw(self.seed, epoch, raw.key, len(texts))],)
+        elif self.captions == "none":
+            texts = ("",)
+        return Sample(raw.key, self.reader.position(shard, record), texts, image)
+
+
+def draw(seed: int, epoch: int, key: str, choices: int) -> int:
+    """A choice that depends on the sample, never on ranks or workers."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % choices
+
+
+def iterate(dataset: StepDataset, start: int, stop: int, *, workers: int) -> Iterator[RankStep]:
+    """The steps from `start` to `stop`, in order, loaded ahead by `workers` processes."""
+    loader: DataLoader[RankStep] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=min(workers, max(stop - start, 0)),
+        prefetch_factor=4 if workers and stop > start else None,
+        pin_memory=False,
+    )
+    yield from loader
+
+
+def read_all(dataset: StepDataset, *, workers: int) -> Iterator[RankStep]:
+    """One pass over the whole plan; a fatal fault is raised."""
+    for loaded in iterate(dataset, 0, dataset.plan.steps_per_epoch, workers=workers):
+        if loaded.fatal:
+            raise DataError(loaded.fatal)
+        yield loaded
+
+
+def _captions(raw: RawRecord) -> tuple[str, ...]:
+    return tuple(raw.data["captions"])

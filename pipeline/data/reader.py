@@ -1,0 +1,206 @@
+"""The bytes of any record of a split, read by offset from its shard.
+
+A reader opens files and indexes when they are needed and keeps a bounded number of them. It may be
+pickled or inherited by a forked process (`pread` shares no file position), but one reader must not
+be used by two threads at once. Nothing is ever unpickled from a shard.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.data.images import ContentFault, decode_image
+from pipeline.data.index import ShardIndex, captions_of, index_path, load_index
+from pipeline.data.lru import LRU
+from pipeline.data.manifest import Manifest
+from pipeline.errors import DataError
+
+__all__ = ["ContentFault", "RawRecord", "ShardReader", "decode_image"]
+
+T = TypeVar("T")
+
+_TRIES = 3
+# A step touches every lane's shard, and two where a lane passes into the next one; the default of
+# 64 lanes fits twice.
+_OPEN_SHARDS = 128
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    """One record as stored: the image file's bytes, and the JSON member with its "captions"."""
+
+    key: str
+    image: bytes
+    data: dict[str, Any]
+    shard: str
+
+
+class ShardReader:
+    """Reads records of a split by (shard number, record in shard)."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        max_pixels: int,
+        retry_wait: float = 0.5,
+        open_shards: int = _OPEN_SHARDS,
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            manifest: of the split.
+            max_pixels: larger images are a `ContentFault` when decoded.
+            retry_wait: seconds before the second try of a failed read, doubled for the third.
+            open_shards: most files, and most indexes, kept open at a time.
+        """
+        self.manifest = manifest
+        self.max_pixels = max_pixels
+        self._retry_wait = retry_wait
+        self._open_shards = open_shards
+        self._firsts = np.cumsum([0, *manifest.sizes])
+        self._make_caches()
+
+    def _make_caches(self) -> None:
+        self._files: LRU[int, int] = LRU(self._open_shards, on_drop=os.close)
+        self._indexes: LRU[int, ShardIndex] = LRU(self._open_shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open files and the indexes behind: another process opens its own."""
+        state = self.__dict__.copy()
+        del state["_files"], state["_indexes"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_caches()
+
+    def close(self) -> None:
+        """Close all files; the reader can still be used, and opens them again."""
+        self._files.clear()
+        self._indexes.clear()
+
+    def read(self, shard: int, record: int) -> RawRecord:
+        """Read one record.
+
+        Args:
+            shard: number of the shard in the manifest.
+            record: number of the record in the shard.
+
+        Returns:
+            The record; its data["captions"] is a non-empty list of texts.
+
+        Raises:
+            ContentFault: "bad JSON" or "no captions"; the reader can go on with another record.
+            DataError: the shard or its index cannot be read.
+        """
+        index = self._index(shard)
+        name, key = self.manifest.shards[shard].name, index.key(record)
+        text = self._pread(shard, int(index.json_offset[record]), int(index.json_size[record]))
+        data = _parse(text, name, key)
+        image = self._pread(shard, int(index.image_offset[record]), int(index.image_size[record]))
+        return RawRecord(key=key, image=image, data=data, shard=name)
+
+    def image(self, raw: RawRecord, *, draft_size: int | None = None) -> Image.Image:
+        """Decode a record's image to RGB (see `decode_image`), naming the record in a fault.
+
+        Raises:
+            ContentFault: too many pixels, truncated or undecodable.
+        """
+        try:
+            return decode_image(raw.image, max_pixels=self.max_pixels, draft_size=draft_size)
+        except ContentFault as fault:
+            raise ContentFault(fault.reason, raw.shard, raw.key, fault.detail) from fault
+
+    def position(self, shard: int, record: int) -> int:
+        """Return the number of a record in the whole split, in the order of the shards."""
+        return int(self._firsts[shard]) + record
+
+    def text_bytes(self, items: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the bytes of all captions of each record, (n,), for items (n, 2) of a plan."""
+        result = np.zeros(len(items), dtype=np.int64)
+        for shard in np.unique(items[:, 0]):
+            here = items[:, 0] == shard
+            result[here] = self._index(int(shard)).text_bytes[items[here, 1]]
+        return result
+
+    def keys(self, items: NDArray[np.integer]) -> list[str]:
+        """Return the key of each record, for items (n, 2) of a plan."""
+        return [self._index(int(shard)).key(int(record)) for shard, record in items]
+
+    def _index(self, shard: int) -> ShardIndex:
+        def load() -> ShardIndex:
+            try:
+                return load_index(self.manifest, shard)
+            except DataError as error:
+                if isinstance(error.__cause__, OSError):  # worth another try
+                    raise error.__cause__ from None
+                raise
+
+        path = index_path(self.manifest.path(shard))
+        return self._indexes.get(shard, lambda: self._patiently(path, load))
+
+    def _open(self, shard: int) -> int:
+        path = self.manifest.path(shard)
+        return self._files.get(shard, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _pread(self, shard: int, offset: int, size: int) -> bytes:
+        """Read bytes of a shard."""
+
+        def read() -> bytes:
+            try:
+                return _read_fully(self._open(shard), offset, size)
+            except OSError:
+                self._files.discard(shard)  # a stale handle stays stale
+                raise
+
+        return self._patiently(self.manifest.path(shard), read)
+
+    def _patiently(self, path: Path, action: Callable[[], T]) -> T:
+        """Do something with a file; network file systems fail now and then, so try again first."""
+        cause = ""
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(self._retry_wait * 2 ** (attempt - 1))
+            try:
+                return action()
+            except OSError as error:
+                cause = error.strerror or str(error)
+        raise DataError(
+            f"{path}: cannot be read after {_TRIES} tries ({cause}); "
+            "check the file system, or copy the shard again"
+        )
+
+
+def _read_fully(descriptor: int, offset: int, size: int) -> bytes:
+    """Read exactly `size` bytes; one `pread` returns 2 GiB at most, and less on a signal."""
+    parts = []
+    while size > 0:
+        part = os.pread(descriptor, size, offset)
+        if not part:
+            raise OSError(f"the file ends {size} bytes too early")
+        parts.append(part)
+        offset, size = offset + len(part), size - len(part)
+    return b"".join(parts)
+
+
+def _parse(text: bytes, shard: str, key: str) -> dict[str, Any]:
+    """The JSON member of a record, its captions in one form."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ContentFault("bad JSON", shard, key, " ".join(str(error).split())) from error
+    if not isinstance(data, dict):
+        raise ContentFault("bad JSON", shard, key, "not an object")
+    captions = captions_of(data)
+    if not captions:
+        raise ContentFault("no captions", shard, key)
+    return {**data, "captions": captions}

@@ -1,0 +1,96 @@
+"""DeepSpeed's own JSON: read from `ds_configs/`, checked against the recipe, completed by it.
+
+The JSON holds what only DeepSpeed knows (ZeRO stage, offload, buckets). What the recipe decides is
+injected; a value that stands in both places and differs is a ConfigError. Does not import
+deepspeed, so that a recipe is checked in milliseconds.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import PhaseConfig
+from pipeline.errors import ConfigError
+
+FOLDER = Path(__file__).resolve().parents[1] / "ds_configs"
+
+# The recipe's key that decides each of these, whatever the JSON would like.
+_DECIDED_BY_RECIPE = {
+    "train_batch_size": "global_batch",
+    "train_micro_batch_size_per_gpu": "micro_batch",
+    "gradient_accumulation_steps": "global_batch",
+    "gradient_clipping": "clip_norm",
+    "optimizer": "lr",
+    "scheduler": "schedule",
+    "bf16": "precision",
+    "fp16": "precision",
+}
+
+
+def check_ds_config(name: str, phase: PhaseConfig) -> None:
+    """Raises ConfigError when the phase's DeepSpeed JSON is missing, broken or contradicts it."""
+    loaded = read_ds_config(name, phase)
+    for key, decider in _DECIDED_BY_RECIPE.items():
+        if key not in loaded:
+            continue
+        ours = getattr(phase, decider, None)
+        if key == "gradient_clipping" and loaded[key] == ours:
+            continue
+        if key == "train_batch_size" and loaded[key] == ours:
+            continue
+        raise ConfigError(
+            f"{name}.ds_config={phase.ds_config} sets {key}={json.dumps(loaded[key])}, but the "
+            f"recipe decides it ({decider}{'' if ours is None else f'={ours}'}); remove it there"
+        )
+
+
+def read_ds_config(name: str, phase: PhaseConfig) -> dict[str, Any]:
+    """The phase's DeepSpeed JSON as a dictionary. `name` is the phase, for messages."""
+    path = Path(phase.ds_config)
+    if path.suffix != ".json":
+        path = FOLDER / f"{phase.ds_config}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.json")))
+        raise ConfigError(
+            f"{name}.ds_config={phase.ds_config}: no such file; use a path ending in .json or one "
+            f"of {known}"
+        )
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}.ds_config={path} is not readable JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{name}.ds_config={path} must hold a JSON object")
+    return loaded
+
+
+def zero_stage(ds_config: dict[str, Any]) -> int:
+    """The ZeRO stage that a DeepSpeed JSON asks for (0 when it does not say)."""
+    return int(ds_config.get("zero_optimization", {}).get("stage", 0))
+
+
+def complete(
+    ds_config: dict[str, Any], *, clip_norm: float, precision: str, ranks: int, trained: int
+) -> dict[str, Any]:
+    """The JSON with what the recipe decides put in.
+
+    precision: bf16, fp16 or fp32. trained: parameters that train, which bound the communication
+    buckets (DeepSpeed's default of 5e8 elements would allocate 1 GB for a 4 M parameter adapter).
+    Micro-batch and accumulation are 1 for DeepSpeed: the trainer itself divides by the global
+    number of targets, so DeepSpeed must not rescale anything.
+    """
+    zero = dict(ds_config.get("zero_optimization", {}))
+    if zero.get("stage", 0) >= 1:
+        zero.setdefault("reduce_bucket_size", max(min(trained, 500_000_000), 1))
+    return {
+        **ds_config,
+        "zero_optimization": zero,
+        "train_batch_size": ranks,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": clip_norm,
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": precision == "fp16"},
+        "steps_per_print": 2**31,
+    }

@@ -1,0 +1,216 @@
+"""Everything that is DeepSpeed: building partitioned models, stepping, saving, gathering.
+
+With `checkpoint.py` the only importer of deepspeed. The engine does not know models, phases or
+data: it takes a module and named parameter groups, and losses that are already divided by the
+global number of targets. It assumes `dist.start()` was called.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils.tensor_fragment import fragment_address
+from torch import nn
+
+from pipeline import ds_config as ds
+from pipeline.config import PhaseConfig
+from pipeline.dist import World
+from pipeline.models.placement import Placement
+from pipeline.phases import Group
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did: the global gradient norm, and whether it was skipped."""
+
+    grad_norm: float
+    skipped: bool
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """bf16, fp16 or fp32 for `auto`: the best that the device computes in."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The compute dtype of a resolved precision."""
+    return _DTYPES[precision]
+
+
+class ZeroPlacement(Placement):
+    """Builds a model directly in ZeRO-3 partitions, so that no rank holds a full copy."""
+
+    def __init__(self, ds_config: dict[str, Any], precision: str, ranks: int) -> None:
+        # The dtype travels in the config: zero.Init(dtype=...) is always bf16 on CPUs (0.19.8).
+        self._config = ds.complete(
+            ds_config, clip_norm=0.0, precision=precision, ranks=ranks, trained=1
+        )
+
+    @contextlib.contextmanager
+    def skeleton(self) -> Iterator[None]:
+        """Parameters of modules constructed inside are partitioned at once."""
+        _join()
+        with _quiet():
+            context = deepspeed.zero.Init(config_dict_or_path=self._config)
+        with context:
+            yield
+
+    @contextlib.contextmanager
+    def writable(self, parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
+        """The full parameters inside; what rank 0 writes is what all partitions become."""
+        partitioned = [each for each in parameters if hasattr(each, "ds_id")]
+        with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
+            yield True if not partitioned else torch.distributed.get_rank() == 0
+
+
+def placement_for(name: str, phase: PhaseConfig, precision: str, world: World) -> Placement:
+    """How the models of a phase come into being: partitioned under ZeRO-3, whole otherwise."""
+    loaded = ds.read_ds_config(name, phase)
+    if ds.zero_stage(loaded) < 3:
+        return Placement()
+    return ZeroPlacement(loaded, precision, world.size)
+
+
+class Engine:
+    """One module under DeepSpeed with AdamW; learning rates are set from outside every step."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: Sequence[Group],
+        phase: PhaseConfig,
+        *,
+        name: str,
+        precision: str,
+        world: World,
+    ) -> None:
+        loaded = ds.read_ds_config(name, phase)
+        self.world = world
+        self.stage = ds.zero_stage(loaded)
+        self.groups = tuple(groups)
+        self._trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        self.trained_parameters = sum(_full_size(p) for _, p in self._trained)
+        self.all_parameters = sum(_full_size(p) for p in module.parameters())
+        config = ds.complete(
+            loaded,
+            clip_norm=phase.clip_norm,
+            precision=precision,
+            ranks=world.size,
+            trained=self.trained_parameters,
+        )
+        _join()
+        with _quiet():
+            optimizer = torch.optim.AdamW(
+                [{"params": each.parameters, "lr": phase.lr * each.lr_scale} for each in groups],
+                betas=(phase.betas[0], phase.betas[1]),
+                eps=phase.eps,
+                weight_decay=phase.weight_decay,
+            )
+            self._engine: Any = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=config, dist_init_required=False
+            )[0]
+        self.module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A forward pass of the module."""
+        return self._engine(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> None:
+        """Training or evaluation mode."""
+        self._engine.train(mode)
+
+    def set_lr(self, lr: float) -> dict[str, float]:
+        """Sets every group's learning rate to its share of `lr`; returns them by group name."""
+        rates = {each.name: lr * each.lr_scale for each in self.groups}
+        for group, each in zip(self._engine.optimizer.param_groups, self.groups, strict=True):
+            group["lr"] = rates[each.name]
+        return rates
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradient of `loss`, a scalar whose sum over ranks and micro-batches is the
+        step's loss. DeepSpeed averages over ranks, hence the factor."""
+        self._engine.backward(loss * self.world.size, scale_wrt_gas=False)
+
+    def step(self) -> StepResult:
+        """One optimizer step over all gradients since the last one.
+
+        Non-finite gradients on any rank make every rank skip it.
+        """
+        before = int(self._engine.skipped_steps)
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        value = math.nan if norm is None else float(norm)
+        return StepResult(value, skipped=int(self._engine.skipped_steps) > before)
+
+    def save(self, folder: Path) -> None:
+        """Writes what trains and its optimizer state into `folder`, all ranks together."""
+        with _quiet():
+            self._engine.save_checkpoint(
+                str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True
+            )
+
+    def load(self, folder: Path) -> None:
+        """Takes over what `save` wrote; only tensors are unpickled, never code."""
+        safe = [ZeroStageEnum, LossScaler, fragment_address]
+        with _quiet(), torch.serialization.safe_globals(safe):
+            self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+
+    def trained_tensors(self) -> dict[str, torch.Tensor]:
+        """The trained parameters in float32 on the CPU of rank 0; empty on the other ranks."""
+        gathered = {}
+        for name, parameter in self._trained:
+            value = safe_get_full_fp32_param(parameter)
+            if value is None:
+                value = parameter
+            if self.world.is_main:
+                gathered[name] = value.detach().to("cpu", torch.float32).clone()
+        return gathered
+
+    def close(self) -> None:
+        """Frees what DeepSpeed holds, so that the next segment finds the memory."""
+        with _quiet():
+            self._engine.destroy()
+
+
+def _full_size(parameter: nn.Parameter) -> int:
+    """Elements of the whole parameter, also where this rank holds a partition."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _join() -> None:
+    """DeepSpeed takes over the process group that `dist.start()` made."""
+    if not deepspeed.comm.is_initialized():
+        with _quiet():
+            deepspeed.init_distributed(
+                torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """DeepSpeed reports its inner life at INFO and WARNING; a stage's output is ours."""
+    level = deepspeed_logger.level
+    deepspeed_logger.setLevel("ERROR")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        deepspeed_logger.setLevel(level)

@@ -1,0 +1,235 @@
+"""A baseline and an EIM run side by side, as text, from what both left in their run directories.
+
+Reads `summary.json` of each phase and `metrics.json` of each evaluated split, nothing else; shows
+"-" for what is not there and says which command makes it. Does not assume that any of it exists,
+nor that EIM wins: it prints what was measured.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline.config import PHASES
+from pipeline.errors import DataError
+
+DEFAULT_SPLIT = "test"
+# Shown even where neither run has them, so that a missing score is seen to be missing.
+EXPECTED_SCORES = ("CIDEr", "Bleu_4", "METEOR", "ROUGE_L")
+MISSING = "-"
+
+Record = Mapping[str, Any]
+
+
+@dataclass
+class _Run:
+    """What one run directory holds."""
+
+    folder: Path
+    config: DictConfig  # config.yaml, empty where there is none
+    phases: dict[str, Record]  # phase -> summary.json
+    splits: dict[str, Record]  # split -> metrics.json
+
+
+def compare(runs: Path, name: str, baseline: str) -> str:
+    """Compare the scores of two runs and show what each phase of the EIM run changed.
+
+    Args:
+        runs: the folder of all runs.
+        name: the run with the EIM measures.
+        baseline: the run of the same model without them.
+
+    Returns:
+        Several lines of text without a final line break.
+
+    Raises:
+        DataError: a summary or a metrics file is there but cannot be read.
+    """
+    eim, base = _read_run(runs / name), _read_run(runs / baseline)
+    splits = sorted({*eim.splits, *base.splits}) or [DEFAULT_SPLIT]
+    parts = [f"EIM run: {eim.folder}\nbaseline: {base.folder}"]
+    parts += [_split_table(split, base, eim) for split in splits]
+    parts += [_effort_table(base, eim), _phase_changes(eim), _where_next(runs, eim, base)]
+    notes = _missing_notes(eim, base, splits)
+    if notes:
+        parts.append("\n".join(["What is missing", *notes]))
+    parts.append(
+        "EIM here is our reading of the paper's abstract. The scores are what these two runs got "
+        "on this data,\nwith this seed; a small difference can be chance."
+    )
+    return "\n\n".join(parts)
+
+
+def _read_run(folder: Path) -> _Run:
+    phases = {phase: _read_json(folder / phase / "summary.json") for phase in PHASES}
+    found = sorted(folder.glob("evaluate/*/metrics.json"))
+    config = folder / "config.yaml"
+    loaded = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
+    return _Run(
+        folder,
+        loaded if isinstance(loaded, DictConfig) else OmegaConf.create(),
+        {phase: summary for phase, summary in phases.items() if summary is not None},
+        {path.parent.name: metrics for path in found if (metrics := _read_json(path)) is not None},
+    )
+
+
+def _read_json(path: Path) -> Record | None:
+    """The object in a JSON file, or None where there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not valid JSON ({error}): delete it and run its stage again"
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} does not hold a JSON object: delete it and run its stage again")
+    return content
+
+
+def _split_table(split: str, base: _Run, eim: _Run) -> str:
+    """Loss, caption scores and retrieval of one split."""
+    left, right = _scores(base.splits.get(split)), _scores(eim.splits.get(split))
+    names = dict.fromkeys([f"{split} loss", *EXPECTED_SCORES, *left, *right])
+    names.pop("loss", None)
+    if not any("_r" in key and key[:3] in ("i2t", "t2i") for key in names):
+        names["retrieval recall"] = None
+    left[f"{split} loss"], right[f"{split} loss"] = left.pop("loss", None), right.pop("loss", None)
+    records = [_records(run.splits.get(split)) for run in (base, eim)]
+    title = f"Scores on the {split} split (records: baseline {records[0]}, EIM {records[1]})"
+    rows = [_row(name, left.get(name), right.get(name), _score_text) for name in names]
+    return _table(title, rows)
+
+
+def _scores(metrics: Record | None) -> dict[str, float | None]:
+    """All numbers of a metrics.json in one dictionary."""
+    if metrics is None:
+        return {}
+    scores = {"loss": metrics.get("loss")}
+    return scores | dict(metrics.get("scores") or {}) | dict(metrics.get("retrieval") or {})
+
+
+def _records(metrics: Record | None) -> str:
+    return MISSING if metrics is None else _count_text(metrics.get("records", 0))
+
+
+def _effort_table(base: _Run, eim: _Run) -> str:
+    """What both runs cost: a fair comparison has seen as many records."""
+    rows = [
+        _row(
+            "records seen", _total(base, "records_seen"), _total(eim, "records_seen"), _count_text
+        ),
+        _row("seconds", _total(base, "seconds"), _total(eim, "seconds"), _count_text),
+    ]
+    return _table("Training, all phases together", rows)
+
+
+def _total(run: _Run, key: str) -> float | None:
+    """The sum over phases, or None for a run without any."""
+    if not run.phases:
+        return None
+    return sum(float(summary.get(key, 0)) for summary in run.phases.values())
+
+
+def _row(
+    name: str, base: float | None, eim: float | None, show: Callable[[float], str]
+) -> tuple[str, str, str, str]:
+    left, right = (MISSING if value is None else show(value) for value in (base, eim))
+    if base is None or eim is None:
+        return name, left, right, MISSING
+    return name, left, right, ("+" if eim >= base else "-") + show(abs(eim - base))
+
+
+def _score_text(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _count_text(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _table(title: str, rows: Iterable[tuple[str, ...]]) -> str:
+    """Right-aligned columns under a title."""
+    lines = [("", "baseline", "EIM", "difference"), *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+        for line in lines
+    ]
+    return "\n".join([title, *(f"  {line}" for line in text)])
+
+
+def _phase_changes(eim: _Run) -> str:
+    """For each phase: its validation at step 0 and at its end, and what it took."""
+    lines = ["What changed in each phase of the EIM run (validation, before -> after)"]
+    for phase in PHASES:
+        summary = eim.phases.get(phase)
+        if summary is None:
+            lines.append(f"  {phase}: {MISSING}")
+            continue
+        lines.append(
+            f"  {phase} ({summary.get('state', 'state unknown')}): "
+            f"{_count_or_missing(summary, 'trained_parameters')} parameters trained, "
+            f"{_count_or_missing(summary, 'steps')} steps, "
+            f"{_count_or_missing(summary, 'records_seen')} records, "
+            f"{_count_or_missing(summary, 'seconds')} s"
+        )
+        validation = summary.get("validation") or {}
+        start, end = (validation.get(when) or {} for when in ("start", "end"))
+        for metric in dict.fromkeys([*start, *end]):
+            before, after = (
+                MISSING if side.get(metric) is None else _score_text(side[metric])
+                for side in (start, end)
+            )
+            lines.append(f"    {metric}: {before} -> {after}")
+        if not start and not end:
+            lines.append(f"    validation: {MISSING}")
+    return "\n".join(lines)
+
+
+def _count_or_missing(summary: Record, key: str) -> str:
+    return MISSING if summary.get(key) is None else _count_text(summary[key])
+
+
+def _where_next(runs: Path, eim: _Run, base: _Run) -> str:
+    lines = ["Where to look next", f"  curves and sample captions: tensorboard --logdir {runs}"]
+    for label, run in (("EIM", eim), ("baseline", base)):
+        for split in run.splits:
+            folder = run.folder / "evaluate" / split
+            lines.append(f"  every caption of the {label} run, {split} split: {folder}")
+    lines.append(f"  the recipe as it was run: {eim.folder / 'config.yaml'}")
+    return "\n".join(lines)
+
+
+def _missing_notes(eim: _Run, base: _Run, splits: Iterable[str]) -> list[str]:
+    """One line for each missing piece, with the command that makes it."""
+    selection = _selection(eim.config)
+    notes = []
+    for label, run, extra, needed in (
+        ("EIM", eim, "", PHASES),
+        ("baseline", base, " baseline=true", PHASES[-1:]),
+    ):
+        for phase in needed:
+            enabled = OmegaConf.select(eim.config, f"{phase}.enabled", default=True)
+            if enabled and phase not in run.phases:
+                command = f"deepspeed stages/{phase}.py{selection}{extra}"
+                notes.append(f"  {label}, {phase}: {command}")
+        for split in splits:
+            if split not in run.splits:
+                choice = "" if split == DEFAULT_SPLIT else f" evaluate.split={split}"
+                command = f"deepspeed stages/evaluate.py{selection}{choice}{extra}"
+                notes.append(f"  {label}, {split} split: {command}")
+    return notes
+
+
+def _selection(config: DictConfig) -> str:
+    """The arguments that select this run's recipe and name, as far as its config.yaml tells."""
+    recipe, name = (OmegaConf.select(config, key, default="") for key in ("recipe", "name"))
+    arguments = [f" recipe={recipe}"] if recipe and recipe != "quickstart" else []
+    if name and name != recipe:
+        arguments.append(f" name={name}")
+    return "".join(arguments)

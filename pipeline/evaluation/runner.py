@@ -1,0 +1,214 @@
+"""Captions a split with a finished model and scores it: all ranks share the work.
+
+Loads the export without DeepSpeed, so that generation is not slowed by gathering parameters. Writes
+`predictions.jsonl` (one record of COCO's results format a line) and `metrics.json`.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import checkpoint as ckpt
+from pipeline.assemble import (
+    CaptionModel,
+    Split,
+    build_caption_model,
+    caption_dataset,
+    open_split,
+    overlay,
+    pair_dataset,
+    share_of,
+)
+from pipeline.callbacks.probes import References
+from pipeline.callbacks.samples import sheet
+from pipeline.captioning import caption_batches
+from pipeline.config import PHASES, Config
+from pipeline.data.collate import Batch
+from pipeline.data.loader import StepDataset, read_all
+from pipeline.data.plan import Plan
+from pipeline.dist import World, gather_json
+from pipeline.engine import dtype_of, resolve_precision
+from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation.captions import check_metrics, score
+from pipeline.evaluation.retrieval import recall_at_k
+from pipeline.models.encoder import load_clip
+from pipeline.models.placement import Placement
+from pipeline.objectives import ContrastiveTask, LanguageTask
+from pipeline.validation import language_metrics, retrieval_features
+
+log = logging.getLogger("pipeline")
+
+
+def evaluate(config: Config, world: World) -> dict[str, Any]:
+    """Scores `evaluate.split` with the last phase's export; returns what metrics.json holds.
+
+    Every rank calls it. Raises ConfigError when no phase is finished or Java is missing.
+    """
+    settings = config.evaluate
+    check_metrics(settings.metrics)
+    export = _last_export(config)
+    split = open_split(config, settings.split)
+    dtype = dtype_of(resolve_precision(config.precision, world.device))
+    log.info("evaluate      %s on %s (%d records)", export, settings.split, split.manifest.records)
+    began = time.perf_counter()
+    built = build_caption_model(
+        config,
+        ckpt.export_tensors(export),
+        {settings.split: split},
+        dtype=dtype,
+        placement=Placement(),
+        world=world,
+    )
+    built.model.to(world.device).eval()
+    plan = split.in_order(settings.batch * world.size, settings.records)
+    loss = _loss(config, built, split, plan, dtype, world)
+    predictions = _captions(config, built, split, plan, dtype, world)
+    recall = _retrieval(config, split, dtype, world)
+    result: dict[str, Any] = {}
+    if world.is_main:
+        result = _write(config, split, plan, predictions, loss, recall, export)
+        log.info("evaluate      took %.0f s", time.perf_counter() - began)
+    return dict(gather_json(result, world)[0])
+
+
+def output_folder(config: Config) -> Path:
+    """Where an evaluation of the recipe's split goes."""
+    return Path(config.runs) / config.name / "evaluate" / config.evaluate.split
+
+
+def _last_export(config: Config) -> Path:
+    run = Path(config.runs) / config.name
+    for phase in reversed(PHASES[1:]):
+        folder = run / phase / "export"
+        if getattr(config, phase).enabled and ckpt.read_export(folder):
+            return folder
+    raise ConfigError(
+        f"evaluate: {run} holds no finished st_align or llm_tune; train it first with "
+        f"stages/llm_tune.py recipe={config.recipe} name={config.name}"
+    )
+
+
+def _dataset(
+    config: Config, built: CaptionModel, split: Split, plan: Plan, world: World, captions: str
+) -> StepDataset:
+    return caption_dataset(
+        config,
+        split,
+        plan,
+        built.images[config.evaluate.split],
+        built.tokenizer,
+        share_of(world, config.evaluate.batch),
+        captions=captions,
+    )
+
+
+def _loss(
+    config: Config, built: CaptionModel, split: Split, plan: Plan, dtype: torch.dtype, world: World
+) -> float:
+    dataset = _dataset(config, built, split, plan, world, "all")
+    task = LanguageTask(built.model).eval()
+    batches = _batches(dataset, config.data.workers)
+    return language_metrics(task, batches, world, dtype)["loss"]
+
+
+def _captions(
+    config: Config, built: CaptionModel, split: Split, plan: Plan, dtype: torch.dtype, world: World
+) -> dict[str, str]:
+    dataset = _dataset(config, built, split, plan, world, "none")
+    steps = plan.steps_per_epoch
+    began = time.perf_counter()
+
+    def watched() -> Iterator[Batch]:
+        for done, loaded in enumerate(read_all(dataset, workers=config.data.workers), start=1):
+            yield from loaded.batches
+            left = (time.perf_counter() - began) / done * (steps - done)
+            log.info("evaluate      captions %d/%d  eta %.0f s", done, steps, left)
+
+    local = caption_batches(
+        built.model,
+        watched(),
+        built.tokenizer,
+        config.evaluate,
+        device=world.device,
+        dtype=dtype,
+    )
+    return {key: text for each in gather_json(local, world) for key, text in each.items()}
+
+
+def _retrieval(
+    config: Config, split: Split, dtype: torch.dtype, world: World
+) -> dict[str, float] | None:
+    """Recall of the image and text towers: adapted ones where encoder_adapt was run."""
+    clip = load_clip(config.encoder, seed=config.seed)
+    adapted = Path(config.runs) / config.name / "encoder_adapt" / "export"
+    tensors: dict[str, Tensor] = {}
+    if config.encoder_adapt.enabled and ckpt.read_export(adapted):
+        tensors = ckpt.export_tensors(adapted)
+    whole = {n.removeprefix("encoder.").removeprefix("text."): t for n, t in tensors.items()}
+    overlay(clip.model, whole, "", Placement())
+    task = ContrastiveTask(clip.model).to(world.device, dtype).eval()
+    plan = split.in_order(config.evaluate.batch * world.size, config.evaluate.records)
+    share = share_of(world, config.evaluate.batch)
+    pairs = pair_dataset(config, split, plan, clip, share, captions="all")
+    batches = _batches(pairs, config.data.workers)
+    image, text, text_image, _ = retrieval_features(task, batches, world, dtype)
+    return recall_at_k(image, text, text_image)
+
+
+def _write(
+    config: Config,
+    split: Split,
+    plan: Plan,
+    predictions: dict[str, str],
+    loss: float,
+    recall: dict[str, float] | None,
+    export: Path,
+) -> dict[str, Any]:
+    steps = (plan.step(0, k) for k in range(plan.steps_per_epoch))
+    items = [(int(shard), int(record)) for step in steps for shard, record in step]
+    reader = split.reader
+    references = References(reader, items)
+    truth = references.captions()
+    scored = {key: text for key, text in predictions.items() if key in truth}
+    if not scored:
+        raise DataError(
+            f"no record of {split.manifest.folder} could be captioned; check its images"
+        )
+    scores = score(scored, {key: truth[key] for key in scored}, config.evaluate.metrics)
+    folder = output_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".predictions.tmp").open("w", encoding="utf-8") as file:
+        for shard, record in items:
+            key = reader.keys(np.array([[shard, record]]))[0]
+            if key in scored:
+                image_id = reader.read(shard, record).data.get("image_id", key)
+                line = {"image_id": image_id, "caption": scored[key], "key": key}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    (folder / ".predictions.tmp").replace(folder / "predictions.jsonl")
+    sheet(references.examples(scored, 20)).save(folder / "samples.png")
+    result = {
+        "split": config.evaluate.split,
+        "records": len(scored),
+        "records_skipped": len(items) - len(scored),
+        "export": str(export),
+        "beams": config.evaluate.beams,
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "scores": scores,
+        "retrieval": recall,
+    }
+    ckpt.write_json(folder / "metrics.json", result)
+    return result
+
+
+def _batches(dataset: StepDataset, workers: int) -> Iterator[Batch]:
+    for loaded in read_all(dataset, workers=workers):
+        yield from loaded.batches

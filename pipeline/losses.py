@@ -1,0 +1,63 @@
+"""The losses of the three phases, as sums over their terms.
+
+A sum, not a mean: the trainer divides by the *global* number of targets, so that the loss does not
+depend on ranks, micro-batches or padding. Pure functions of tensors; no models, no communication.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def language_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """Weighted sum of the cross-entropies of the target tokens, in float32.
+
+    logits: (N, V); labels: (N,) token ids; weights: (N,), 0 for a dummy. With label smoothing e the
+    target is (1 - e) on the label and e spread evenly over the vocabulary (Szegedy et al., 2016).
+    """
+    each = F.cross_entropy(
+        logits.float(), labels, reduction="none", label_smoothing=label_smoothing
+    )
+    return (each * weights).sum()
+
+
+def alignment_loss(prefix_mean: Tensor, text_mean: Tensor, weights: Tensor) -> Tensor:
+    """Sum over rows of 1 - cos(mean ST output, mean input embedding of the caption).
+
+    prefix_mean, text_mean: (R, D); weights: (R,), 0 for a dummy or a row without an image. Our
+    reading of EIM's "aligning the semantic spaces": the prefix is drawn to where captions live.
+    """
+    cosine = F.cosine_similarity(prefix_mean.float(), text_mean.float(), dim=-1)
+    return ((1 - cosine) * weights).sum()
+
+
+def contrastive_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    scale: Tensor,
+    identity: Tensor,
+    *,
+    rows: slice,
+) -> Tensor:
+    """Symmetric InfoNCE of this rank's rows against the whole global batch, as a sum over rows.
+
+    image_features, text_features: (B, E), L2-normalised, row r is a pair; scale: scalar, the
+    inverse temperature; identity: (B, 2) long, of the record and of its text; rows: the own rows.
+    Another caption of the same record, and an identical text, are no negatives: they are left out
+    of the row's softmax. Radford et al., "Learning Transferable Visual Models", 2021, figure 3,
+    with that exception.
+    """
+    own_record, own_text = identity[rows].unbind(1)
+    same = (own_record[:, None] == identity[None, :, 0]) | (own_text[:, None] == identity[:, 1])
+    targets = torch.arange(rows.start, rows.stop, device=identity.device)
+    itself = F.one_hot(targets, len(identity)).bool()
+    excluded = same & ~itself  # (b, B)
+    to_text = scale * image_features[rows] @ text_features.T
+    to_image = scale * text_features[rows] @ image_features.T
+    total = to_text.new_zeros(())
+    for logits in (to_text, to_image):
+        masked = logits.float().masked_fill(excluded, float("-inf"))
+        total = total + F.cross_entropy(masked, targets, reduction="sum") / 2
+    return total

@@ -1,0 +1,215 @@
+"""Causal language models of transformers, built skeleton first and filled tensor by tensor.
+
+Any causal language model of transformers, from a folder or a hub name, equal to what
+`from_pretrained` gives (a test holds this) but never whole on a rank that keeps only a part. A
+checkpoint that transformers converts as it loads (stacked experts) is the exception: it is read
+whole. No code of a model repository is ever run.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.initialization import no_init_weights
+
+from pipeline.config import LLMConfig
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.placement import Placement, check_shapes, fill
+from pipeline.models.weights import TensorFiles, weight_files
+
+# transformers leaves these untyped.
+_AutoModel: Any = AutoModelForCausalLM
+_GenerationConfig: Any = GenerationConfig
+
+
+def load_llm(
+    cfg: LLMConfig, *, dtype: torch.dtype, placement: Placement, seed: int
+) -> PreTrainedModel:
+    """The language model of a recipe, with its weights.
+
+    Args:
+        cfg: the recipe's `llm`.
+        dtype: of all parameters.
+        placement: how the parameters come into being.
+        seed: kept for symmetry with the other parts: all weights are in files here, or it fails.
+
+    Returns:
+        The model in eval mode, with the attention that transformers picks (SDPA wherever the model
+        has it) and empty generation settings: the recipe says how to decode, not the checkpoint.
+
+    Raises:
+        ConfigError: no such folder or hub model, no causal language model, no weights.
+        CheckpointError: the weights are damaged or of another model.
+    """
+    config = load_llm_config(cfg)
+    try:
+        with no_init_weights(), placement.skeleton():
+            model: PreTrainedModel = _AutoModel.from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise ConfigError(
+            f"llm.path: {cfg.path} is a {config.model_type}, no causal language model; name one"
+        ) from error
+    model.tie_weights()  # skipped together with the initialisation
+    restore_buffers(model)
+    files = TensorFiles(
+        weight_files(cfg.path, lambda name: _locate(cfg.path, name)), model.base_model_prefix
+    )
+    names = [name for name, _ in model.named_parameters()]
+    aliases = model.named_parameters(remove_duplicate=False)
+    present = {id(each) for name, each in aliases if files.source(name) is not None}
+    if all(id(model.get_parameter(name)) in present for name in names):
+        shapes = {name: files.shapes[source] for name in names if (source := files.source(name))}
+        check_shapes(model, shapes, placement)
+        fill(model, files, placement, seed=seed, init=None)
+    else:
+        fill(model, _converted(cfg, config, dtype).get, placement, seed=seed, init=None)
+    model.generation_config = _GenerationConfig()
+    model.train(False)
+    return model
+
+
+def load_llm_config(cfg: LLMConfig) -> PretrainedConfig:
+    """The model's own configuration, with the recipe's dropout in it.
+
+    Raises:
+        ConfigError: there is no such folder or hub model, or it is no model of transformers.
+    """
+    _check_path(cfg.path)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(cfg.path)
+    except (OSError, ValueError) as error:
+        raise _unreachable(cfg.path, error) from error
+    if cfg.dropout is not None:
+        for key, value in config.to_dict().items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and key.endswith(("dropout", "pdrop")):
+                setattr(config, key, cfg.dropout)
+    return config
+
+
+def load_tokenizer(cfg: LLMConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; the pad token is EOS where it has none of its own.
+
+    Padding is masked out everywhere, so its id only has to be a valid one.
+
+    Raises:
+        ConfigError: it cannot be loaded, has no vocabulary, or has no EOS token.
+    """
+    _check_path(cfg.path)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(cfg.path)
+    except (OSError, ValueError) as error:
+        raise _unreachable(cfg.path, error) from error
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
+        # transformers makes an empty tokenizer where the files are missing.
+        raise ConfigError(
+            f"llm.path: {cfg.path} has no tokenizer files; "
+            "put tokenizer.json and tokenizer_config.json beside the weights"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"llm.path: the tokenizer of {cfg.path} has no EOS token, so no text could end; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """The longest sequence of the model in embeddings; None where its config does not say."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if length is None else int(length)
+
+
+def llm_width(config: PretrainedConfig) -> int:
+    """D, the width of the model's input embeddings."""
+    text = config.get_text_config()
+    # Few models (OPT) embed in another width than they compute in.
+    return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
+
+
+def restore_buffers(model: PreTrainedModel) -> None:
+    """Computes the buffers that no file holds (rotary frequencies) again, in their own dtype.
+
+    A construction under DeepSpeed's zero.Init rounds them to its dtype, and so does a cast of the
+    whole module (`model.to(torch.bfloat16)`), which shifts every position: call this after either.
+    """
+    with torch.device("meta"), no_init_weights():
+        twin = _AutoModel.from_config(model.config, dtype=model.dtype)
+    initialise: Any = model._init_weights
+    dtypes = {name: buffer.dtype for name, buffer in twin.named_buffers()}
+    for name, module in model.named_modules():
+        own = module._non_persistent_buffers_set
+        if not own or next(module.parameters(), None) is not None:
+            continue
+        for key, buffer in module.named_buffers(recurse=False):
+            if key in own:
+                dtype = dtypes[f"{name}.{key}"]
+                setattr(module, key, torch.empty_like(buffer, dtype=dtype))
+        with torch.no_grad():
+            initialise(module)
+
+
+def _converted(cfg: LLMConfig, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All tensors under the model's names, after transformers' own conversion; a whole copy."""
+    model, info = _AutoModel.from_pretrained(
+        cfg.path, config=config, dtype=dtype, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise CheckpointError(
+            f"llm.path: {cfg.path} has no tensor for {missing[0]} and {len(missing) - 1} others; "
+            "its weights are of another model or incomplete: fetch them again"
+        )
+    tensors: dict[str, Tensor] = dict(nn.Module.state_dict(model))
+    return tensors
+
+
+def _check_path(path: str) -> None:
+    """Raises ConfigError for a path that is meant as a folder and is no model folder."""
+    folder = Path(path)
+    meant = folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
+    if folder.exists() or meant:
+        if not folder.is_dir():
+            raise ConfigError(
+                f"llm.path: there is no folder {path}; name a folder with a model of transformers, "
+                "or its name on the hub"
+            )
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"llm.path: {path} has no config.json, so it is no model of transformers; name the "
+                "folder that holds config.json and the weights"
+            )
+
+
+def _locate(path: str, name: str) -> Path | None:
+    if Path(path).is_dir():
+        file = Path(path) / name
+        return file if file.is_file() else None
+    try:
+        return Path(hf_hub_download(path, name))
+    except EntryNotFoundError:  # also when it is not in the cache and there is no network
+        return None
+    except OSError as error:
+        raise _unreachable(path, error) from error
+
+
+def _unreachable(path: str, error: Exception) -> ConfigError:
+    reason = str(error).strip().splitlines()[0][:200]
+    return ConfigError(
+        f"llm.path: {path} cannot be loaded ({reason}); fetch it once where there is network "
+        f"(hf download {path} --local-dir FOLDER) and set llm.path to that folder"
+    )

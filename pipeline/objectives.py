@@ -1,0 +1,211 @@
+"""How a step's loss comes from its micro-batches: the LM objective and the contrastive one.
+
+Both divide by *global* counts before the first backward, so the result does not depend on ranks,
+micro-batches or padding. An objective knows the engine and its task module, not the phase, the
+schedule or the data set.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.collate import Batch, ContrastiveBatch, LanguageBatch, to_device
+from pipeline.dist import World, add_over_ranks, gather_rows, sum_over_ranks
+from pipeline.engine import Engine
+from pipeline.losses import alignment_loss, contrastive_loss, language_loss
+from pipeline.models.multimodal import MultimodalLM
+
+
+class Task(nn.Module):
+    """The module that DeepSpeed wraps: a model together with its loss."""
+
+    def exported(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The task's trained tensors under the names, and in the shapes, that exports have."""
+        raise NotImplementedError
+
+
+class LanguageTask(Task):
+    """A multimodal LM with its LM loss and its alignment term."""
+
+    def __init__(self, model: MultimodalLM, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+
+    def exported(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Drops the wrapper: `model.st.x` is exported as `st.x`."""
+        return {name.removeprefix("model."): each for name, each in trained.items()}
+
+    def forward(self, batch: LanguageBatch) -> tuple[Tensor, Tensor]:
+        """(sum of the token losses, sum of the alignment terms) of a micro-batch."""
+        out = self.model(
+            images=batch.images,
+            features=batch.features,
+            image_rows=batch.image_rows,
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            labels=batch.labels,
+            weights=batch.weights,
+        )
+        smoothing = self.label_smoothing if self.training else 0.0
+        loss = language_loss(out.logits, out.labels, out.weights, label_smoothing=smoothing)
+        return loss, alignment_loss(out.prefix_mean, out.text_mean, out.row_weights)
+
+
+class ContrastiveTask(Task):
+    """An open_clip model, both towers."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        self.clip = clip
+        # DeepSpeed's broadcast cannot view a scalar as bytes: the temperature trains as (1,).
+        scalars = {n: p for n, p in clip.named_parameters(recurse=False) if p.dim() == 0}
+        self._shapes = {f"clip.{name}": each.shape for name, each in scalars.items()}
+        for name, each in scalars.items():
+            setattr(clip, name, nn.Parameter(each.detach().reshape(1)))
+
+    def train(self, mode: bool = True) -> "ContrastiveTask":
+        """Batch normalisation stays in eval mode: its statistics are of far more images."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def exported(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The image tower is exported as every family's encoder, the rest as `text`."""
+        named = {}
+        for name, tensor in trained.items():
+            inner = name.removeprefix("clip.")
+            part = "encoder" if inner.startswith("visual.") else "text"
+            named[f"{part}.{inner}"] = tensor.reshape(self._shapes.get(name, tensor.shape))
+        return named
+
+    def forward(self, batch: ContrastiveBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised features of the N pairs, (N, E) and (N, E), and the inverse temperature."""
+        output: Any = self.clip(batch.images, batch.text)
+        if isinstance(output, dict):
+            image, text = output["image_features"], output["text_features"]
+            scale = output["logit_scale"]
+        else:
+            image, text, scale = output[:3]
+        return image[batch.image_rows], text, scale
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """A step's loss: this rank's `share` (the shares of all ranks add up to it)."""
+
+    share: Tensor
+    targets: float  # over all ranks
+
+
+class Objective(Protocol):
+    """What the trainer asks of an objective."""
+
+    def step(self, batches: Sequence[Batch]) -> StepLoss:
+        """Adds the gradients of one step; the same number of micro-batches on every rank."""
+
+
+class LanguageObjective:
+    """Next-token loss over target tokens, plus `align_weight` times the alignment term."""
+
+    def __init__(
+        self, engine: Engine, world: World, dtype: torch.dtype, *, align_weight: float
+    ) -> None:
+        self.engine, self.world, self.dtype = engine, world, dtype
+        self.align_weight = align_weight
+
+    def step(self, batches: Sequence[Batch]) -> StepLoss:
+        """loss = sum(token losses) / global target tokens + align_weight * mean alignment."""
+        language = [_language(batch) for batch in batches]
+        local = [sum(float(b.weights.sum()) for b in language), sum(_rows(b) for b in language)]
+        tokens, rows = sum_over_ranks(local, self.world)
+        share = torch.zeros((), device=self.world.device)
+        for batch in language:
+            loss, align = self.engine(to_device(batch, self.world.device, self.dtype))
+            loss = loss / max(tokens, 1.0)
+            if self.align_weight:
+                loss = loss + self.align_weight * align / max(rows, 1.0)
+            share += loss.detach()
+            self.engine.backward(loss)
+        return StepLoss(share, tokens)
+
+
+class ContrastiveObjective:
+    """Symmetric InfoNCE over the global batch, whatever the micro-batch.
+
+    GradCache (Gao et al., 2021): features without a graph, the loss's gradient with respect to all
+    features, then a second forward whose outputs are multiplied by it. With a single micro-batch
+    the first forward keeps its graph and serves as the second.
+    """
+
+    def __init__(self, engine: Engine, world: World, dtype: torch.dtype) -> None:
+        self.engine, self.world, self.dtype = engine, world, dtype
+
+    def step(self, batches: Sequence[Batch]) -> StepLoss:
+        """Gradients of the mean over the global batch's pairs."""
+        moved = [_contrastive(to_device(batch, self.world.device, self.dtype)) for batch in batches]
+        once = len(moved) == 1
+        with torch.set_grad_enabled(once):
+            outputs = [self.engine(batch) for batch in moved]
+        share, pairs, gradients, scale_gradient = self._loss_gradients(moved, outputs)
+        for i, batch in enumerate(moved):
+            image, text, scale = outputs[i] if once else self.engine(batch)
+            image_gradient, text_gradient = gradients[i]
+            surrogate = (image * image_gradient).sum() + (text * text_gradient).sum()
+            self.engine.backward(surrogate + (scale * scale_gradient).sum() / len(moved))
+        return StepLoss(share, pairs)
+
+    def _loss_gradients(
+        self, batches: Sequence[ContrastiveBatch], outputs: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> tuple[Tensor, float, list[tuple[Tensor, Tensor]], Tensor]:
+        """This rank's share of the loss, all pairs, and d loss / d features for each batch."""
+        real = [batch.identity[:, 0] >= 0 for batch in batches]
+        own = [
+            torch.cat([out[k].detach()[r] for out, r in zip(outputs, real, strict=True)])
+            for k in (0, 1)
+        ]
+        identity = torch.cat([b.identity[r] for b, r in zip(batches, real, strict=True)])
+        images, texts = (gather_rows(each, self.world) for each in own)
+        identities = gather_rows(identity, self.world)
+        start = sum(len(each) for each in identities[: self.world.rank])
+        rows = slice(start, start + len(identity))
+        image_all = torch.cat(images).requires_grad_()
+        text_all = torch.cat(texts).requires_grad_()
+        scale = outputs[0][2].detach().requires_grad_()
+        pairs = len(image_all)
+        loss = contrastive_loss(image_all, text_all, scale, torch.cat(identities), rows=rows)
+        loss = loss / max(pairs, 1)
+        wanted = (image_all, text_all, scale)
+        image_gradient, text_gradient, scale_gradient = torch.autograd.grad(loss, wanted)
+        # Other ranks' rows push and pull on our features too.
+        add_over_ranks(image_gradient, self.world)
+        add_over_ranks(text_gradient, self.world)
+        per_batch = []
+        taken = start
+        for (image, text, _), mask in zip(outputs, real, strict=True):
+            into_image, into_text = torch.zeros_like(image), torch.zeros_like(text)
+            count = int(mask.sum())
+            into_image[mask] = image_gradient[taken : taken + count]
+            into_text[mask] = text_gradient[taken : taken + count]
+            per_batch.append((into_image.detach(), into_text.detach()))
+            taken += count
+        return loss.detach(), float(pairs), per_batch, scale_gradient
+
+
+def _language(batch: Batch) -> LanguageBatch:
+    assert isinstance(batch, LanguageBatch)
+    return batch
+
+
+def _rows(batch: LanguageBatch) -> float:
+    return float((batch.weights.sum(1) > 0).sum())
+
+
+def _contrastive(batch: Batch) -> ContrastiveBatch:
+    assert isinstance(batch, ContrastiveBatch)
+    return batch

@@ -1,0 +1,181 @@
+"""A phase as data: what trains, for how long, at which learning rates, after which phase.
+
+Pure descriptions computed from the recipe; nothing here builds, loads or trains. The EIM measures
+and their absence (`baseline`) are decided here and nowhere else.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from pipeline.config import (
+    PHASES,
+    Config,
+    EncoderAdaptConfig,
+    LLMTuneConfig,
+    PhaseConfig,
+    SegmentConfig,
+)
+from pipeline.errors import ConfigError
+from pipeline.models.encoder import depth_groups
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a phase in which the same parts train, from step `start` to step `stop`."""
+
+    index: int
+    train: tuple[str, ...]
+    start: int
+    stop: int
+    lr_scale: float
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the segment."""
+        return self.stop - self.start
+
+
+def segments(name: str, phase: PhaseConfig, steps_per_epoch: int) -> tuple[Segment, ...]:
+    """The segments of a phase, one after the other; `max_steps` cuts the whole phase."""
+    wanted = [SegmentConfig(train=list(_default_parts(name)), epochs=phase.epochs)]
+    if isinstance(phase, LLMTuneConfig) and phase.segments:
+        wanted = list(phase.segments)
+    limit = phase.max_steps if phase.max_steps is not None else math.inf
+    found: list[Segment] = []
+    start = 0
+    for each in wanted:
+        stop = int(min(start + max(round(each.epochs * steps_per_epoch), 1), limit))
+        if stop > start:
+            found.append(Segment(len(found), tuple(each.train), start, stop, each.lr_scale))
+        start = stop
+    return tuple(found)
+
+
+def predecessor(config: Config, name: str) -> str | None:
+    """The nearest enabled phase before `name`; None for the first."""
+    before = PHASES[: PHASES.index(name)]
+    enabled = [each for each in before if getattr(config, each).enabled]
+    return enabled[-1] if enabled else None
+
+
+def as_baseline(config: Config, records: int) -> Config:
+    """The same model with the EIM measures off, for the same number of records seen.
+
+    records: in the training split. Without the measures there is one phase in one segment: the ST
+    and the LLM train together at one learning rate, the encoder stays as it came, plain
+    cross-entropy. It sees as many records as the three phases together.
+    """
+    seen = 0
+    for name in PHASES:
+        phase = getattr(config, name)
+        if phase.enabled:
+            per_epoch = math.ceil(records / phase.global_batch)
+            steps = sum(each.steps for each in segments(name, phase, per_epoch))
+            seen += min(steps * phase.global_batch, round(steps / per_epoch * records))
+    tune = replace(
+        config.llm_tune,
+        enabled=True,
+        segments=[],
+        epochs=seen / records,
+        max_steps=None,
+        st_lr=None,
+        label_smoothing=0.0,
+    )
+    return replace(
+        config,
+        name=f"{config.name}-baseline",
+        encoder_adapt=replace(config.encoder_adapt, enabled=False),
+        st_align=replace(config.st_align, enabled=False),
+        llm_tune=tune,
+    )
+
+
+def learning_rate(phase: PhaseConfig, segment: Segment, step: int) -> float:
+    """The learning rate of optimizer step `step` (0-based within the segment).
+
+    Linear warm-up to `lr`, then constant, linear or half-cosine decay to 0 at the segment's end.
+    """
+    peak = phase.lr * segment.lr_scale
+    warmup = min(phase.warmup_steps, max(segment.steps - 1, 0))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if phase.schedule == "constant":
+        return peak
+    progress = (step - warmup) / max(segment.steps - warmup, 1)
+    if phase.schedule == "linear":
+        return peak * (1 - progress)
+    return peak * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class Group:
+    """Named parameters with their share of the learning rate."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    lr_scale: float
+
+
+def encoder_groups(clip: nn.Module, phase: EncoderAdaptConfig) -> list[Group]:
+    """Freezes what `train` leaves out, and groups the rest by depth for the layer-wise decay.
+
+    clip: an open_clip model; its `visual` is the tower, everything else is the text side, which
+    trains at the full rate. Layer-wise decay as in Clark et al., ELECTRA, 2020.
+    """
+    visual = clip.visual
+    assert isinstance(visual, nn.Module)
+    named = dict(visual.named_parameters())
+    depths = depth_groups(visual)
+    kept = len(depths) if phase.train == "all" else int(phase.train.partition(":")[2]) + 1
+    if kept > len(depths):
+        raise ConfigError(
+            f"encoder_adapt.train={phase.train}: the tower has {len(depths) - 2} blocks; use a "
+            "smaller N or 'all'"
+        )
+    found = []
+    for depth, names in enumerate(depths):
+        distance = len(depths) - 1 - depth
+        trains = distance < kept
+        parameters = [named[each] for each in names]
+        for each in parameters:
+            each.requires_grad_(trains)
+        if trains and parameters:
+            label = "encoder" if phase.layer_decay == 1.0 else f"encoder/depth-{depth:02d}"
+            found.append(Group(label, parameters, phase.layer_decay**distance))
+    inside = {id(each) for each in named.values()}
+    text = [each for each in clip.parameters() if id(each) not in inside]
+    return [*_merged(found), Group("text", text, 1.0)]
+
+
+def part_groups(
+    parts: Mapping[str, nn.Module], segment: Segment, phase: PhaseConfig
+) -> list[Group]:
+    """Freezes all parts but the segment's, and groups those that train with their rates."""
+    rates = dict.fromkeys(parts, 1.0)
+    if isinstance(phase, LLMTuneConfig) and phase.st_lr is not None:
+        rates["st"] = phase.st_lr / phase.lr
+    for part, module in parts.items():
+        module.requires_grad_(part in segment.train)
+    return [
+        Group(part, list(parts[part].parameters()), rates[part])
+        for part in segment.train
+        if part in parts
+    ]
+
+
+def _default_parts(name: str) -> tuple[str, ...]:
+    parts = {"encoder_adapt": ("encoder",), "st_align": ("st",)}
+    return parts.get(name, ("st", "llm"))
+
+
+def _merged(groups: list[Group]) -> list[Group]:
+    """Groups of one name as one."""
+    by_name: dict[str, Group] = {}
+    for each in groups:
+        before = by_name.get(each.name)
+        joined = each.parameters if before is None else before.parameters + each.parameters
+        by_name[each.name] = Group(each.name, joined, each.lr_scale)
+    return list(by_name.values())

@@ -1,0 +1,54 @@
+"""Makes what a stage needs and does not find, where the recipe says so (`make_missing`).
+
+Raw data to shards, small weights from scratch, the phases before: so that a stage without
+arguments works in a fresh clone. A real recipe leaves this off and gets a clear error instead.
+"""
+
+import logging
+from pathlib import Path
+
+from pipeline.config import PHASES, Config
+from pipeline.data.prepare import prepare
+from pipeline.dist import World, gather_json, wait_for_all
+from pipeline.errors import DataError, UserError
+from pipeline.pretrain import pretrain
+from pipeline.run import effective, run_phase
+
+log = logging.getLogger("pipeline")
+
+
+def make_shards(config: Config, world: World) -> None:
+    """Prepares every entry of the recipe's `prepare`, on rank 0; finished ones are left alone."""
+    failure: str | None = None
+    if world.is_main:
+        try:
+            for entry in config.prepare.values():
+                prepare(entry, report=log.info)
+        except UserError as error:
+            failure = str(error)
+    failures = gather_json(failure, world)
+    if failures[0]:
+        raise DataError(failures[0])
+
+
+def ensure(config: Config, world: World, *, until: str) -> bool:
+    """Makes what is missing before phase (or `pretrain`, `evaluate`) `until`; every rank calls it.
+
+    Returns False when something stopped half-way, to be resumed by the same command.
+    """
+    if not config.make_missing:
+        return True
+    if not Path(config.data.shards).is_dir():
+        make_shards(config, world)
+    wait_for_all(world)
+    if until == "pretrain":
+        return True
+    if config.pretrain.out and not pretrain(config, world):
+        return False
+    chosen = effective(config)
+    for name in PHASES:
+        if name == until:
+            return True
+        if getattr(chosen, name).enabled and not run_phase(chosen, name, world):
+            return False
+    return True

@@ -1,0 +1,125 @@
+"""A small CLIP and a small LM from scratch, for whoever has no weights.
+
+Random models in open_clip's and transformers' own formats are trained by the ordinary phases
+(the contrastive one, and LLM tuning without images) and written back in the same formats: from
+then on they are weights like any others. Needs shards, nothing else.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline import checkpoint as ckpt
+from pipeline.assemble import Split, open_split, overlay
+from pipeline.config import Config, EncoderConfig, LLMConfig
+from pipeline.data.images import ContentFault
+from pipeline.dist import World, agree_any, wait_for_all
+from pipeline.engine import dtype_of
+from pipeline.errors import ConfigError
+from pipeline.models.encoder import load_clip
+from pipeline.models.llm import load_llm
+from pipeline.models.placement import Placement
+from pipeline.models.scratch import create_clip, create_llm, save_clip, save_llm, train_tokenizer
+from pipeline.run import export_folder, run_phase
+
+log = logging.getLogger("pipeline")
+
+
+def pretrain(config: Config, world: World) -> bool:
+    """Makes `pretrain.out`/clip and `pretrain.out`/llm; True when both are there.
+
+    Every rank calls it; it resumes like any phase. Existing weights are left alone.
+    """
+    if not config.pretrain.out:
+        raise ConfigError(
+            "pretrain.out is empty: this recipe brings its own weights (encoder.*, llm.path); "
+            "name a folder to make small ones from scratch"
+        )
+    out = Path(config.pretrain.out)
+    missing = not ((out / "clip").is_dir() and (out / "llm").is_dir())
+    if not agree_any(missing, world):
+        return True
+    derived = _derived(config)
+    initial = Path(derived.runs) / derived.name / "initial"
+    if world.is_main and not (initial / "llm").is_dir():
+        _create(derived, initial)
+    wait_for_all(world)
+    clip = replace(derived, encoder=EncoderConfig(f"local-dir:{initial / 'clip'}", None))
+    if agree_any(not (out / "clip").is_dir(), world):
+        if not run_phase(clip, "encoder_adapt", world):
+            return False
+        if world.is_main:
+            _publish_clip(clip, initial / "clip", out / "clip")
+        wait_for_all(world)
+    language = replace(derived, family="text", llm=LLMConfig(str(initial / "llm")))
+    if agree_any(not (out / "llm").is_dir(), world):
+        if not run_phase(language, "llm_tune", world):
+            return False
+        if world.is_main:
+            _publish_llm(language, initial / "llm", out / "llm")
+        wait_for_all(world)
+    log.info("%-13s %s and %s", "pretrained", out / "clip", out / "llm")
+    return True
+
+
+def _derived(config: Config) -> Config:
+    """The recipe under which the two small models are trained, each by one ordinary phase."""
+    made = config.pretrain
+    return replace(
+        config,
+        name=f"{config.name}-pretrain",
+        baseline=False,
+        data=replace(config.data, shards=made.shards or config.data.shards),
+        encoder_adapt=replace(made.clip, enabled=True),
+        st_align=replace(config.st_align, enabled=False),
+        llm_tune=replace(made.llm, enabled=True, segments=[], init_from=None),
+    )
+
+
+def _create(config: Config, folder: Path) -> None:
+    split = open_split(config, config.data.train_split)
+    tokenizer = train_tokenizer(_texts(split), config.pretrain.scratch.vocab_size)
+    writing = folder.with_name(".writing-initial")
+    shutil.rmtree(writing, ignore_errors=True)
+    create_clip(writing / "clip", config.pretrain.scratch, tokenizer, config.seed)
+    create_llm(writing / "llm", config.pretrain.scratch, tokenizer, config.seed)
+    writing.rename(folder)
+
+
+def _texts(split: Split) -> Iterator[str]:
+    reader = split.reader
+    for shard, size in enumerate(split.manifest.sizes):
+        for record in range(size):
+            try:
+                yield from reader.read(shard, record).data["captions"]
+            except ContentFault:
+                continue
+
+
+def _publish_clip(config: Config, initial: Path, target: Path) -> None:
+    """The trained CLIP as a folder of its own, in open_clip's format."""
+    clip = load_clip(config.encoder, seed=config.seed)
+    tensors = ckpt.export_tensors(export_folder(config, "encoder_adapt"))
+    whole = {n.removeprefix("encoder.").removeprefix("text."): t for n, t in tensors.items()}
+    overlay(clip.model, whole, "", Placement())
+    writing = _copy(initial, target)
+    save_clip(clip.model, writing)
+    writing.rename(target)
+
+
+def _publish_llm(config: Config, initial: Path, target: Path) -> None:
+    """The trained LM as a folder of its own, in transformers' format."""
+    llm = load_llm(config.llm, dtype=dtype_of("fp32"), placement=Placement(), seed=config.seed)
+    overlay(llm, ckpt.export_tensors(export_folder(config, "llm_tune")), "llm.", Placement())
+    writing = _copy(initial, target)
+    save_llm(llm, writing)
+    writing.rename(target)
+
+
+def _copy(initial: Path, target: Path) -> Path:
+    writing = target.with_name(f".writing-{target.name}")
+    shutil.rmtree(writing, ignore_errors=True)
+    shutil.copytree(initial, writing)
+    return writing

@@ -1,0 +1,203 @@
+"""Loads a recipe: YAML and `key=value` overrides become a checked `Config`.
+
+Precedence: the defaults of `pipeline/config.py`, then the recipe file, then the command line. What
+can be checked without loading a model is checked here. Assumes an editable install: recipes lie in
+the repository's `stages/recipes/`.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.config import PHASES, Config, LLMTuneConfig, PhaseConfig, PrepareConfig
+from pipeline.ds_config import check_ds_config
+from pipeline.errors import ConfigError
+
+HOME = Path(__file__).resolve().parents[1]
+RECIPES = HOME / "stages" / "recipes"
+_TRAINABLE = ("st", "llm")
+
+
+def load_recipe(arguments: Sequence[str]) -> Config:
+    """The resolved and checked recipe of a stage.
+
+    arguments: the command line without the program: `recipe=NAME|FILE`, `key=value` overrides, and
+    `--local_rank=N`, which the deepspeed launcher appends. Raises ConfigError in one line.
+    """
+    overrides = parse_overrides(arguments)
+    name = overrides.get("recipe", Config.recipe)
+    recipe = OmegaConf.create({"name": Path(name).stem})
+    recipe.merge_with(_read_yaml(_recipe_file(name)))
+    dotlist = OmegaConf.from_dotlist([f"{key}={value}" for key, value in overrides.items()])
+    _check_keys(recipe, Config, where=f"recipe {name}")
+    _check_keys(dotlist, Config, where="command line")
+    config = _merge(Config, recipe, dotlist)
+    assert isinstance(config, Config)
+    validate(config)
+    return config
+
+
+def load_section(section: type[PrepareConfig], arguments: Sequence[str]) -> PrepareConfig:
+    """One dataclass straight from `key=value` arguments, without a recipe."""
+    overrides = parse_overrides(arguments)
+    dotlist = OmegaConf.from_dotlist([f"{key}={value}" for key, value in overrides.items()])
+    _check_keys(dotlist, section, where="command line")
+    loaded = _merge(section, dotlist)
+    assert isinstance(loaded, PrepareConfig)
+    _check_fields(loaded, prefix="")
+    return loaded
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """`key=value` arguments as a dictionary, in their order. Raises ConfigError for other forms."""
+    overrides: dict[str, str] = {}
+    for argument in arguments:
+        if re.fullmatch(r"--local[_-]rank(=\d+)?", argument):
+            continue
+        key, equals, value = argument.partition("=")
+        if not equals or not key or key.startswith("-"):
+            raise ConfigError(f"argument '{argument}' is not of the form key=value; see README.md")
+        overrides[key] = value
+    return overrides
+
+
+def save_recipe(config: Config, path: Path) -> None:
+    """Writes the resolved recipe as YAML, by atomic rename."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    temporary.replace(path)
+
+
+def validate(config: Config) -> None:
+    """Raises ConfigError for values that cannot work, before any model is loaded."""
+    _check_fields(config, prefix="")
+    for name, phase in phase_configs(config):
+        _check_phase(name, phase)
+    train = config.encoder_adapt.train
+    if not re.fullmatch(r"all|last:[1-9]\d*", train):
+        raise ConfigError(f"encoder_adapt.train={train!r} is unknown: use 'all' or 'last:N'")
+    _check_segments(config.llm_tune)
+
+
+def phase_configs(config: Config) -> Iterator[tuple[str, PhaseConfig]]:
+    """The phases of a recipe with their dotted names, in training order, pre-training included."""
+    yield "pretrain.clip", config.pretrain.clip
+    yield "pretrain.llm", config.pretrain.llm
+    for name in PHASES:
+        yield name, getattr(config, name)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """'; did you mean X?' for the known word nearest to `word`, else what there is to choose."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def _recipe_file(name: str) -> Path:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"recipe={name}: no such file; give a path or a name of {RECIPES}")
+        return path
+    path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        known = [file.stem for file in RECIPES.glob("*.yaml")]
+        raise ConfigError(f"recipe={name} is unknown; {nearest(name, known)}")
+    return path
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except (OSError, ValueError, OmegaConfBaseException) as error:
+        raise ConfigError(f"recipe file {path} cannot be read: {_one_line(error)}") from error
+    except Exception as error:
+        raise ConfigError(f"recipe file {path} is not valid YAML: {_one_line(error)}") from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"recipe file {path} must hold key: value pairs, not a list")
+    return loaded
+
+
+def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(section), *sources)
+        OmegaConf.resolve(merged)
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = error.full_key or error.key or "a key"
+        raise ConfigError(
+            f"{key}: {_one_line(error)}; see pipeline/config.py for its type"
+        ) from error
+
+
+def _check_keys(node: Any, schema: Any, *, where: str, prefix: str = "") -> None:
+    """Refuses keys that `schema` (a dataclass) does not have, at any depth."""
+    known = {field.name: field for field in dataclasses.fields(schema)}
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{prefix.rstrip('.')} ({where}) must hold key: value pairs")
+    for key in node:
+        name = str(key)
+        if name not in known:
+            hint = nearest(name, list(known))
+            raise ConfigError(f"unknown key '{prefix}{name}' ({where}); {hint}")
+        kind = known[name].type
+        child = node._get_node(key)
+        if dataclasses.is_dataclass(kind):
+            _check_keys(child, kind, where=where, prefix=f"{prefix}{name}.")
+        elif kind == dict[str, PrepareConfig] and isinstance(child, DictConfig):
+            for entry in map(str, child):
+                inner = child._get_node(entry)
+                _check_keys(inner, PrepareConfig, where=where, prefix=f"{prefix}{name}.{entry}.")
+
+
+def _check_fields(section: Any, prefix: str) -> None:
+    """Choices and signs, as the fields' metadata states them."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        key = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            _check_fields(value, prefix=f"{key}.")
+        elif isinstance(value, Mapping):
+            for name, entry in value.items():
+                if dataclasses.is_dataclass(entry):
+                    _check_fields(entry, prefix=f"{key}.{name}.")
+        choices = field.metadata.get("choices")
+        if choices and value not in choices:
+            raise ConfigError(f"{key}={value!r} is unknown; {nearest(str(value), choices)}")
+        if field.metadata.get("positive") and not value > 0:
+            raise ConfigError(f"{key}={value} must be above zero")
+
+
+def _check_phase(name: str, phase: PhaseConfig) -> None:
+    for key in ("weight_decay", "clip_norm", "warmup_steps", "sample_images"):
+        if getattr(phase, key) < 0:
+            raise ConfigError(f"{name}.{key}={getattr(phase, key)} must not be negative")
+    for key in ("max_steps", "stop_after", "val_records"):
+        value = getattr(phase, key)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}.{key}={value} must be 1 or more; leave it null for no limit")
+    if len(phase.betas) != 2 or not all(0 <= beta < 1 for beta in phase.betas):
+        raise ConfigError(f"{name}.betas={phase.betas} must be two numbers in [0, 1)")
+    check_ds_config(name, phase)
+
+
+def _check_segments(phase: LLMTuneConfig) -> None:
+    for index, segment in enumerate(phase.segments):
+        unknown = [part for part in segment.train if part not in _TRAINABLE]
+        if unknown or not segment.train:
+            raise ConfigError(
+                f"llm_tune.segments[{index}].train={segment.train}: name at least one of "
+                f"{', '.join(_TRAINABLE)}"
+            )
+    if not 0 <= phase.label_smoothing < 1:
+        raise ConfigError(f"llm_tune.label_smoothing={phase.label_smoothing} must be in [0, 1)")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n")[0].split()) or type(error).__name__

@@ -1,0 +1,324 @@
+"""Runs one phase of a recipe from wherever it is to its export: skip, resume, or start.
+
+The order of things lives here: check, take over the predecessor's export, train segment by segment,
+export, summarise. What a phase *is* stands in `phases.py`, how a step works in `trainer.py`.
+"""
+
+import logging
+import math
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from pipeline import checkpoint as ckpt
+from pipeline.assemble import Split, open_split, recipe_identity
+from pipeline.callbacks.checkpoint import Checkpointer
+from pipeline.callbacks.evaluate import Evaluator
+from pipeline.callbacks.monitor import Board, Monitor
+from pipeline.callbacks.preempt import Preempt
+from pipeline.checkpoint import Progress
+from pipeline.config import Config, PhaseConfig
+from pipeline.data.loader import iterate
+from pipeline.dist import World, gather_json, wait_for_all
+from pipeline.engine import resolve_precision
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.phases import Segment, as_baseline, learning_rate, predecessor, segments
+from pipeline.recipe import save_recipe
+from pipeline.setup import Setup, set_up
+from pipeline.trainer import Trainer
+
+log = logging.getLogger("pipeline")
+
+# Keys of a phase that change how fast or how closely watched it runs, not what it learns.
+_HARMLESS = {
+    "enabled",
+    "ds_config",
+    "init_from",
+    "micro_batch",
+    "activation_checkpointing",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "eval_every",
+    "val_records",
+    "sample_images",
+    "stop_after",
+    "caption_records",
+}
+
+
+def effective(config: Config) -> Config:
+    """The recipe that is really run: its baseline where `baseline` is true."""
+    if not config.baseline or config.name.endswith("-baseline"):
+        return config
+    return as_baseline(config, open_split(config, config.data.train_split).manifest.records)
+
+
+def export_folder(config: Config, phase: str) -> Path:
+    """Where a phase leaves its export."""
+    return Path(config.runs) / config.name / phase / "export"
+
+
+def run_phase(config: Config, name: str, world: World) -> bool:
+    """Brings one phase to its export. Every rank calls it.
+
+    Returns True when the export is there, False when the run stopped before (and can be resumed by
+    the same command). Raises UserError for what the user can mend.
+    """
+    config = effective(config)
+    phase: PhaseConfig = getattr(config, name)
+    if not phase.enabled:
+        log.info("%-13s is off in this recipe (%s.enabled=false)", name, name)
+        return True
+    split = open_split(config, config.data.train_split)
+    start, fingerprint = _inherit(config, name, split, world)
+    folder = Path(config.runs) / config.name / name
+    if _already_done(config, name, folder, fingerprint, world):
+        log.info("%-13s is finished already: %s", name, folder / "export")
+        return True
+    if world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_recipe(config, folder.parent / "config.yaml")
+    wait_for_all(world)
+    plan_steps = math.ceil(split.manifest.records / phase.global_batch)
+    stretches = segments(name, phase, plan_steps)
+    tensors = {} if start is None else ckpt.export_tensors(start)
+    progress = Progress()
+    for segment in stretches:
+        target = folder / ("export" if segment is stretches[-1] else f"segment-{segment.index}")
+        done = ckpt.read_export(target)
+        if done is not None and done["fingerprint"] == fingerprint:
+            progress, tensors = Progress(**done["progress"]), ckpt.export_tensors(target)
+            continue
+        progress.updates = 0
+        runner = _SegmentRun(config, name, segment, stretches[-1].stop, folder, fingerprint, world)
+        finished, progress, tensors = runner.train(tensors, progress, target)
+        _summarise(folder, name, progress, finished, runner, world)
+        if not finished:
+            return False
+    return True
+
+
+class _SegmentRun:
+    """One segment: built, resumed, trained, exported."""
+
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        segment: Segment,
+        total: int,
+        folder: Path,
+        fingerprint: str,
+        world: World,
+    ) -> None:
+        self.config, self.name, self.segment, self.total = config, name, segment, total
+        self.phase: PhaseConfig = getattr(config, name)
+        self.folder, self.fingerprint, self.world = folder, fingerprint, world
+        self.precision = resolve_precision(config.precision, world.device)
+        self.stop_reason: str | None = None
+        self.trained_parameters = 0
+
+    def train(
+        self, start: Mapping[str, Tensor], progress: Progress, target: Path
+    ) -> tuple[bool, Progress, dict[str, Tensor]]:
+        """(finished, progress, tensors of the export) of the segment."""
+        seed_everything(self.config.seed + self.world.rank)
+        setup = set_up(
+            self.config, self.name, self.segment, start, precision=self.precision, world=self.world
+        )
+        self.trained_parameters = setup.engine.trained_parameters
+        progress = self._resume(setup, progress)
+        self._announce(setup, progress)
+        board = Board(self.folder / "tensorboard", self.world, purge_step=progress.step)
+        if progress.step == 0:
+            board.text("recipe", f"```yaml\n{OmegaConf.to_yaml(self.config)}\n```", 0)
+        trainer = Trainer(
+            engine=setup.engine,
+            objective=setup.objective,
+            load=lambda first, last: iterate(
+                setup.dataset, first, last, workers=self.config.data.workers
+            ),
+            learning_rate=lambda update: learning_rate(self.phase, self.segment, update),
+            last_step=self.segment.stop,
+            progress=progress,
+            callbacks=self._callbacks(board, setup),
+            max_bad_records=self._max_bad_records(setup),
+        )
+        trainer.fit()
+        board.close()
+        self.stop_reason = trainer.stop_reason
+        tensors: dict[str, Tensor] = {}
+        if trainer.finished:
+            tensors = self._export(setup, start, progress, target)
+        setup.engine.close()
+        return trainer.finished, progress, tensors
+
+    def _resume(self, setup: Setup, progress: Progress) -> Progress:
+        newest = ckpt.newest_checkpoint(
+            self.folder / "checkpoints", self.segment.start, self.segment.stop - 1
+        )
+        if newest is None:
+            return progress
+        loaded = ckpt.load_checkpoint(newest, setup.engine, self.fingerprint)
+        log.info("%-13s goes on from %s", self.name, newest)
+        return loaded
+
+    def _announce(self, setup: Setup, progress: Progress) -> None:
+        log.info(
+            "%-13s trains %s: %s of %s parameters, steps %d to %d, global batch %d, %d rank(s), "
+            "ZeRO-%d, %s",
+            self.name,
+            " + ".join(each.name for each in setup.engine.groups[:4])
+            + (" + ..." if len(setup.engine.groups) > 4 else ""),
+            f"{setup.engine.trained_parameters:,}",
+            f"{setup.engine.all_parameters:,}",
+            progress.step,
+            self.segment.stop,
+            self.phase.global_batch,
+            self.world.size,
+            setup.engine.stage,
+            self.precision,
+        )
+
+    def _callbacks(
+        self, board: Board, setup: Setup
+    ) -> tuple[Preempt, Monitor, Evaluator, Checkpointer]:
+        phase = self.phase
+        return (
+            Preempt(stop_after=phase.stop_after),
+            Monitor(board, self.name, total_steps=self.total, log_every=phase.log_every),
+            Evaluator(
+                board,
+                self.name,
+                every=phase.eval_every,
+                measure=setup.probe.measure,
+                show=setup.probe.show,
+            ),
+            Checkpointer(
+                self.folder / "checkpoints",
+                self.fingerprint,
+                every=phase.checkpoint_every,
+                keep=phase.keep_checkpoints,
+            ),
+        )
+
+    def _max_bad_records(self, setup: Setup) -> float:
+        epochs = self.segment.stop / setup.dataset.plan.steps_per_epoch
+        return self.config.data.max_bad_fraction * setup.dataset.plan.records * max(epochs, 1.0)
+
+    def _export(
+        self, setup: Setup, start: Mapping[str, Tensor], progress: Progress, target: Path
+    ) -> dict[str, Tensor]:
+        """What trained, laid over what was taken over; on the ranks that need it next."""
+        trained = setup.engine.trained_tensors()
+        if self.world.is_main:
+            named = setup.task.exported(trained)
+            details = {"fingerprint": self.fingerprint, "phase": self.name}
+            ckpt.save_export(target, {**start, **named}, progress, details)
+            log.info("%-13s export %s", self.name, target)
+        wait_for_all(self.world)
+        return ckpt.export_tensors(target)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _inherit(config: Config, name: str, split: Split, world: World) -> tuple[Path | None, str]:
+    """The export that the phase starts from, and the fingerprint of all it depends on."""
+    phase: PhaseConfig = getattr(config, name)
+    start: Path | None = None
+    if phase.init_from is not None:
+        start = Path(phase.init_from)
+        if ckpt.read_export(start) is None:
+            raise ConfigError(
+                f"{name}.init_from={start} is not a finished export (a folder with export.json and "
+                f"{ckpt.WEIGHTS}); name another"
+            )
+    else:
+        before = predecessor(config, name)
+        if before is not None:
+            start = export_folder(config, before)
+            if ckpt.read_export(start) is None:
+                raise ConfigError(
+                    f"{name} starts from {before}, which is not finished ({start} is missing); run "
+                    f"stages/{before}.py first, or set {before}.enabled=false, or name weights "
+                    f"with {name}.init_from="
+                )
+    inherited = ckpt.read_export(start) if start is not None else None
+    values = {key: value for key, value in asdict(phase).items() if key not in _HARMLESS}
+    identity: dict[str, object] = {}
+    if world.is_main:
+        identity = recipe_identity(config, Path(config.runs) / ".hashes.json")
+    identity = gather_json(identity, world)[0]
+    before_print = None if inherited is None else inherited["fingerprint"]
+    return start, ckpt.fingerprint_of(identity, values, split.manifest.fingerprint, before_print)
+
+
+def _already_done(config: Config, name: str, folder: Path, fingerprint: str, world: World) -> bool:
+    """True when the export is of this recipe; clears an outdated one where that is allowed."""
+    found = ckpt.read_export(folder / "export")
+    if found is not None and found["fingerprint"] == fingerprint:
+        return True
+    outdated = found is not None or ckpt.stale_checkpoints(folder / "checkpoints", fingerprint)
+    wait_for_all(world)
+    if not outdated:
+        return False
+    if not config.overwrite:
+        raise CheckpointError(
+            f"{folder} was made by another recipe, other data or another predecessor; give another "
+            "name=, or overwrite=true to make it again"
+        )
+    if world.is_main:
+        log.info("%-13s is started again: %s is removed (overwrite=true)", name, folder)
+        shutil.rmtree(folder)
+    wait_for_all(world)
+    return False
+
+
+def _summarise(
+    folder: Path, name: str, progress: Progress, finished: bool, run: _SegmentRun, world: World
+) -> None:
+    if not world.is_main:
+        return
+    summary = {
+        "state": "finished" if finished else "stopped",
+        "reason": run.stop_reason,
+        "phase": name,
+        "steps": progress.step,
+        "steps_skipped": progress.steps_skipped,
+        "records_seen": progress.records_seen,
+        "records_skipped": progress.records_skipped,
+        "texts_cut": progress.texts_cut,
+        "seconds": round(progress.seconds, 2),
+        "trained_parameters": run.trained_parameters,
+        "train_loss_end": progress.train_loss,
+        "validation": progress.validation,
+        "ranks": world.size,
+        "precision": run.precision,
+    }
+    ckpt.write_json(folder / "summary.json", summary)
+    skipped = sum(progress.records_skipped.values())
+    log.info(
+        "%-13s %s at step %d: %d records seen, %d skipped %s in %.0f s; %s; TensorBoard: %s",
+        name,
+        summary["state"],
+        progress.step,
+        progress.records_seen,
+        skipped,
+        progress.records_skipped or "",
+        progress.seconds,
+        folder / "summary.json",
+        folder / "tensorboard",
+    )

@@ -1,0 +1,196 @@
+"""Builds what one segment trains with: model, engine, objective, data and probe.
+
+The one place that tells the phases apart: `encoder_adapt` trains an image-text model with the
+contrastive objective, the others a multimodal LM with the LM objective.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from pipeline.assemble import (
+    build_caption_model,
+    caption_dataset,
+    open_split,
+    overlay,
+    pair_dataset,
+    share_of,
+)
+from pipeline.callbacks.probes import Batches, CaptionProbe, References, RetrievalProbe
+from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig, STAlignConfig
+from pipeline.data.collate import Batch
+from pipeline.data.loader import StepDataset, read_all
+from pipeline.data.plan import Plan
+from pipeline.dist import World
+from pipeline.engine import Engine, dtype_of, placement_for
+from pipeline.models.encoder import load_clip
+from pipeline.models.families import family
+from pipeline.models.placement import Placement
+from pipeline.objectives import (
+    ContrastiveObjective,
+    ContrastiveTask,
+    LanguageObjective,
+    LanguageTask,
+    Objective,
+    Task,
+)
+from pipeline.phases import Group, Segment, encoder_groups, part_groups
+
+
+class Probe(Protocol):
+    """What the evaluator asks."""
+
+    def measure(self) -> dict[str, float]:
+        """Validation metrics, on every rank."""
+
+    def show(self) -> Image.Image | None:
+        """A picture, on rank 0."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a segment's training loop needs."""
+
+    task: Task
+    engine: Engine
+    objective: Objective
+    dataset: StepDataset
+    probe: Probe
+
+
+def set_up(
+    config: Config,
+    name: str,
+    segment: Segment,
+    start: Mapping[str, Tensor],
+    *,
+    precision: str,
+    world: World,
+) -> Setup:
+    """The pieces of one segment. start: an export's tensors, laid over the base weights."""
+    phase: PhaseConfig = getattr(config, name)
+    if isinstance(phase, EncoderAdaptConfig):
+        return _contrastive(config, name, phase, start, precision=precision, world=world)
+    return _language(config, name, phase, segment, start, precision=precision, world=world)
+
+
+def _contrastive(
+    config: Config,
+    name: str,
+    phase: EncoderAdaptConfig,
+    start: Mapping[str, Tensor],
+    *,
+    precision: str,
+    world: World,
+) -> Setup:
+    dtype = dtype_of(precision)
+    clip = load_clip(config.encoder, seed=config.seed)
+    whole = {n.removeprefix("encoder.").removeprefix("text."): t for n, t in start.items()}
+    overlay(clip.model, whole, "", Placement())
+    if phase.activation_checkpointing:
+        clip.model.set_grad_checkpointing()  # type: ignore[operator]
+    task = ContrastiveTask(clip.model)
+    groups = encoder_groups(clip.model, phase)
+    engine = _engine(task, groups, phase, name, precision, world)
+    train = open_split(config, config.data.train_split)
+    val = open_split(config, config.data.val_split)
+    share = share_of(world, phase.micro_batch)
+    plan = train.plan(phase.global_batch, seed=config.seed)
+    val_plan = val.in_order(phase.micro_batch * world.size, phase.val_records)
+    pairs = pair_dataset(config, val, val_plan, clip, share, captions="all")
+    probe = RetrievalProbe(
+        engine,
+        pairs=_batches(pairs, config.data.workers),
+        references=References(val.reader, _items(val_plan)),
+        sample_images=phase.sample_images,
+        dtype=dtype,
+    )
+    dataset = pair_dataset(config, train, plan, clip, share, captions=phase.captions)
+    return Setup(task, engine, ContrastiveObjective(engine, world, dtype), dataset, probe)
+
+
+def _language(
+    config: Config,
+    name: str,
+    phase: PhaseConfig,
+    segment: Segment,
+    start: Mapping[str, Tensor],
+    *,
+    precision: str,
+    world: World,
+) -> Setup:
+    dtype = dtype_of(precision)
+    train = open_split(config, config.data.train_split)
+    val = open_split(config, config.data.val_split)
+    built = build_caption_model(
+        config,
+        start,
+        {"train": train, "val": val},
+        dtype=dtype,
+        placement=placement_for(name, phase, precision, world),
+        world=world,
+    )
+    smoothing = phase.label_smoothing if isinstance(phase, LLMTuneConfig) else 0.0
+    if phase.activation_checkpointing:
+        built.model.llm.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+    task = LanguageTask(built.model, label_smoothing=smoothing)
+    groups = part_groups(family(config.family).parts(built.model), segment, phase)
+    engine = _engine(task, groups, phase, name, precision, world)
+    align = phase.align_weight if isinstance(phase, STAlignConfig) else 0.0
+    objective = LanguageObjective(engine, world, dtype, align_weight=align)
+    share = share_of(world, phase.micro_batch)
+    captioned = phase.caption_records if isinstance(phase, LLMTuneConfig) else 0
+    shown = max(captioned, phase.sample_images)
+    batch = phase.micro_batch * world.size
+    shown_plan = val.in_order(batch, min(shown, val.manifest.records))
+    images = built.images
+
+    def dataset(split: str, plan: Plan, captions: str) -> StepDataset:
+        source = train if split == "train" else val
+        return caption_dataset(
+            config, source, plan, images[split], built.tokenizer, share, captions=captions
+        )
+
+    rows = dataset("val", val.in_order(batch, phase.val_records), "all")
+    probe = CaptionProbe(
+        engine,
+        built.model,
+        built.tokenizer,
+        rows=_batches(rows, config.data.workers),
+        prompts=_batches(dataset("val", shown_plan, "none"), 0),
+        references=References(val.reader, _items(shown_plan) if shown else []),
+        caption_records=captioned,
+        sample_images=phase.sample_images,
+        max_new_tokens=config.evaluate.max_new_tokens,
+        dtype=dtype,
+    )
+    plan = train.plan(phase.global_batch, seed=config.seed)
+    return Setup(task, engine, objective, dataset("train", plan, phase.captions), probe)
+
+
+def _engine(
+    task: Task,
+    groups: Sequence[Group],
+    phase: PhaseConfig,
+    name: str,
+    precision: str,
+    world: World,
+) -> Engine:
+    return Engine(task, groups, phase, name=name, precision=precision, world=world)
+
+
+def _batches(dataset: StepDataset, workers: int) -> Batches:
+    def batches() -> Iterator[Batch]:
+        for loaded in read_all(dataset, workers=workers):
+            yield from loaded.batches
+
+    return batches
+
+
+def _items(plan: Plan) -> list[tuple[int, int]]:
+    """The plan's records in order, as (shard, record)."""
+    steps = (plan.step(0, k) for k in range(plan.steps_per_epoch))
+    return [(int(shard), int(record)) for step in steps for shard, record in step]

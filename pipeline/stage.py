@@ -1,0 +1,73 @@
+"""What every stage does around its work: read the recipe, join the other ranks, report errors.
+
+A `UserError` becomes one line from one rank and exit code 2; everything else keeps its traceback.
+After an error no collective is entered: the process leaves at once, so that nobody waits for it.
+"""
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+
+from pipeline import dist
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.recipe import load_recipe
+
+_USER_ERROR = 2
+_BUG = 1
+# Long enough for the launcher to end the other ranks once rank 0 has left with an error.
+_PATIENCE_SECONDS = 4.0
+
+Body = Callable[[Config, dist.World], None]
+
+
+def run_stage(body: Body, arguments: Sequence[str] | None = None) -> None:
+    """Runs `body` with the resolved recipe on every rank of the launch, and exits on errors.
+
+    arguments: the command line without the program; None takes the process's own.
+    """
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    try:
+        config = load_recipe(sys.argv[1:] if arguments is None else arguments)
+        world = dist.start()
+        rank = world.rank
+        configure_logging(speaks=world.is_main)
+        body(config, world)
+        dist.stop()
+    except UserError as error:
+        leave_with_user_error(error, rank)
+    except Exception:  # noqa: BLE001 - the way out for our own bugs, with their traceback
+        traceback.print_exc()
+        _leave(_BUG)
+
+
+def leave_with_user_error(error: UserError, rank: int) -> None:
+    """Prints the one line and ends the process with code 2.
+
+    Most such errors are found by all ranks alike, and rank 0 speaks. Another rank that is alone
+    with one is still there after a moment, and then speaks itself.
+    """
+    if rank != 0:
+        time.sleep(_PATIENCE_SECONDS)
+    where = "" if rank == 0 else f"rank {rank}: "
+    sys.stderr.write(f"error: {where}{' '.join(str(error).split())}\n")
+    _leave(_USER_ERROR)
+
+
+def configure_logging(*, speaks: bool) -> None:
+    """The library's lines go to standard output, from one rank; other libraries only warn."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("pipeline")
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(logging.INFO if speaks else logging.ERROR)
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

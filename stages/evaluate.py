@@ -1,0 +1,29 @@
+"""Captions a split with the trained model and scores it; all ranks share the work.
+
+Leaves: predictions.jsonl, metrics.json and samples.png in runs/<name>/evaluate/<split>.
+
+    deepspeed stages/evaluate.py [recipe=NAME] [baseline=true] [evaluate.split=test] [key=value ...]
+"""
+
+from pipeline.config import Config
+from pipeline.dist import World
+from pipeline.evaluation.runner import evaluate, output_folder
+from pipeline.prerequisites import ensure
+from pipeline.run import effective
+from pipeline.stage import run_stage
+
+
+def main(config: Config, world: World) -> None:
+    """What every rank does."""
+    config = effective(config)
+    if not ensure(config, world, until="evaluate"):
+        return
+    result = evaluate(config, world)
+    if world.is_main:
+        flat = {"loss": result["loss"], **result["scores"], **(result["retrieval"] or {})}
+        print("  ".join(f"{name} {value:.4f}" for name, value in flat.items()))
+        print(f"predictions, metrics and a sheet of samples: {output_folder(config)}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,24 @@
+"""LLM tuning: ST and LLM learn the task, in segments.
+
+Trains: the ST and the LLM, as the recipe's segments say; the encoder is frozen.
+Takes over: encoder and ST.
+Leaves: encoder, ST and LLM, in runs/<name>/llm_tune/export.
+
+    deepspeed stages/llm_tune.py [recipe=NAME] [key=value ...]
+"""
+
+from pipeline.config import Config
+from pipeline.dist import World
+from pipeline.prerequisites import ensure
+from pipeline.run import run_phase
+from pipeline.stage import run_stage
+
+
+def main(config: Config, world: World) -> None:
+    """What every rank does."""
+    if ensure(config, world, until="llm_tune"):
+        run_phase(config, "llm_tune", world)
+
+
+if __name__ == "__main__":
+    run_stage(main)

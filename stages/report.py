@@ -1,0 +1,19 @@
+"""Compares a run with its baseline: scores, what changed in each phase, where to look next.
+
+python stages/report.py [recipe=NAME] [name=RUN]
+"""
+
+import sys
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.evaluation.compare import compare
+from pipeline.recipe import load_recipe
+from pipeline.stage import leave_with_user_error
+
+if __name__ == "__main__":
+    try:
+        recipe = load_recipe(sys.argv[1:])
+        print(compare(Path(recipe.runs), recipe.name, f"{recipe.name}-baseline"))
+    except UserError as error:
+        leave_with_user_error(error, rank=0)

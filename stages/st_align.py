@@ -1,0 +1,24 @@
+"""ST alignment: the ST alone learns to speak the LLM's language.
+
+Trains: the ST; encoder and LLM are frozen.
+Takes over: the adapted encoder.
+Leaves: encoder and ST, in runs/<name>/st_align/export.
+
+    deepspeed stages/st_align.py [recipe=NAME] [key=value ...]
+"""
+
+from pipeline.config import Config
+from pipeline.dist import World
+from pipeline.prerequisites import ensure
+from pipeline.run import run_phase
+from pipeline.stage import run_stage
+
+
+def main(config: Config, world: World) -> None:
+    """What every rank does."""
+    if ensure(config, world, until="st_align"):
+        run_phase(config, "st_align", world)
+
+
+if __name__ == "__main__":
+    run_stage(main)

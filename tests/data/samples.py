@@ -1,0 +1,46 @@
+"""Tiny image files and records that the tests of the data side share."""
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+from pipeline.data.sources.record import ImageBytes, SourceRecord
+
+
+def jpeg(colour=(200, 30, 30), size=(24, 16), mode="RGB", **options) -> bytes:
+    """Return the bytes of a plain JPEG."""
+    return encode(Image.new(mode, size, colour), "JPEG", **options)
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    """Return the bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class PlainImage:
+    """A picklable image callable; `fault` is a file that is not there."""
+
+    number: int
+    missing: bool = False
+
+    def __call__(self) -> ImageBytes:
+        if self.missing:
+            raise FileNotFoundError(self.number)
+        return jpeg((self.number % 256, 90, 160)), "jpg"
+
+
+def records(count: int, *, missing=(), silent=()) -> list[SourceRecord]:
+    """Return records, some with a missing image, some without captions."""
+    return [
+        SourceRecord(
+            key=f"rec{i:04d}",
+            image=PlainImage(i, missing=i in missing),
+            captions=() if i in silent else (f"number {i}", "grün"),
+            image_id=i,
+        )
+        for i in range(count)
+    ]

@@ -1,0 +1,117 @@
+"""The comparison of two run directories: complete, partly missing, damaged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.evaluation.compare import compare
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def summary(phase: str, start: dict[str, float], end: dict[str, float]) -> dict[str, Any]:
+    return {
+        "state": "finished",
+        "phase": phase,
+        "steps": 1200,
+        "records_seen": 2000,
+        "records_skipped": {},
+        "seconds": 61.4,
+        "trained_parameters": 1234567,
+        "validation": {"start": start, "end": end},
+        "train_loss_end": 1.0,
+    }
+
+
+def metrics(loss: float, cider: float, retrieval: dict[str, float] | None) -> dict[str, Any]:
+    scores = {"Bleu_1": 0.7, "Bleu_4": 0.3, "METEOR": 0.25, "ROUGE_L": 0.5, "CIDEr": cider}
+    return {"split": "test", "records": 200, "scores": scores, "loss": loss, "retrieval": retrieval}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A finished EIM run and its finished baseline."""
+    eim, base = tmp_path / "quick", tmp_path / "quick-baseline"
+    write(eim / "encoder_adapt/summary.json", summary("encoder_adapt", {"r1": 0.1}, {"r1": 0.4}))
+    write(eim / "st_align/summary.json", summary("st_align", {"loss": 5.0}, {"loss": 2.5}))
+    write(eim / "llm_tune/summary.json", summary("llm_tune", {"loss": 2.5}, {"loss": 1.5}))
+    write(base / "llm_tune/summary.json", summary("llm_tune", {"loss": 6.0}, {"loss": 2.0}))
+    write(eim / "evaluate/test/metrics.json", metrics(1.5, 0.9, {"i2t_r1": 0.4, "t2i_r1": 0.3}))
+    write(base / "evaluate/test/metrics.json", metrics(2.0, 1.1, None))
+    return tmp_path
+
+
+def row(text: str, name: str) -> list[str]:
+    """The cells of a table row."""
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{name}  ")]
+    return line.strip().removeprefix(name).split()
+
+
+def test_a_complete_comparison(runs: Path) -> None:
+    text = compare(runs, "quick", "quick-baseline")
+    assert row(text, "test loss") == ["2.0000", "1.5000", "-0.5000"]
+    assert row(text, "CIDEr") == ["1.1000", "0.9000", "-0.2000"]
+    assert row(text, "METEOR") == ["0.2500", "0.2500", "+0.0000"]
+    assert row(text, "Bleu_1") == ["0.7000", "0.7000", "+0.0000"]
+    assert row(text, "i2t_r1") == ["-", "0.4000", "-"]
+    assert row(text, "records seen") == ["2,000", "6,000", "+4,000"]
+    assert "records: baseline 200, EIM 200" in text
+    assert "st_align (finished): 1,234,567 parameters trained, 1,200 steps, 2,000 records" in text
+    assert "    loss: 5.0000 -> 2.5000" in text
+    assert f"tensorboard --logdir {runs}" in text
+    assert "our reading" in text
+    assert "What is missing" not in text
+
+
+def test_missing_pieces_are_dashes_with_their_command(runs: Path) -> None:
+    (runs / "quick/st_align/summary.json").unlink()
+    (runs / "quick/config.yaml").write_text("recipe: clipcap_coco\nname: quick\n")
+    text = compare(runs, "quick", "nowhere")
+    assert row(text, "test loss") == ["-", "1.5000", "-"]
+    assert row(text, "records seen") == ["-", "4,000", "-"]
+    assert "  st_align: -" in text
+    selection = "recipe=clipcap_coco name=quick"
+    assert f"EIM, st_align: deepspeed stages/st_align.py {selection}" in text
+    assert f"baseline, llm_tune: deepspeed stages/llm_tune.py {selection} baseline=true" in text
+    assert f"baseline, test split: deepspeed stages/evaluate.py {selection} baseline=true" in text
+
+
+def test_nothing_at_all_still_tells_the_way(tmp_path: Path) -> None:
+    text = compare(tmp_path, "quick", "base")
+    assert row(text, "CIDEr") == ["-", "-", "-"]
+    assert row(text, "retrieval recall") == ["-", "-", "-"]
+    assert "EIM, encoder_adapt: deepspeed stages/encoder_adapt.py" in text
+
+
+def test_a_disabled_phase_is_not_missing(runs: Path) -> None:
+    (runs / "quick/st_align/summary.json").unlink()
+    (runs / "quick/config.yaml").write_text("st_align: {enabled: false}\n")
+    assert "What is missing" not in compare(runs, "quick", "quick-baseline")
+
+
+def test_every_split_is_shown(runs: Path) -> None:
+    write(runs / "quick/evaluate/val/metrics.json", metrics(1.25, 0.8, None))
+    text = compare(runs, "quick", "quick-baseline")
+    assert row(text, "val loss") == ["-", "1.2500", "-"]
+    assert "deepspeed stages/evaluate.py evaluate.split=val baseline=true" in text
+
+
+def test_a_summary_without_validation(runs: Path) -> None:
+    write(runs / "quick/st_align/summary.json", {"state": "stopped", "steps": 5})
+    text = compare(runs, "quick", "quick-baseline")
+    assert "st_align (stopped): - parameters trained, 5 steps, - records, - s" in text
+    assert "    validation: -" in text
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_file_is_named(runs: Path, content: str) -> None:
+    path = runs / "quick/llm_tune/summary.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"llm_tune/summary\.json .*delete it"):
+        compare(runs, "quick", "quick-baseline")
