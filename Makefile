@@ -12,7 +12,7 @@ PROCESSES ?= 2
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-DEEPSPEED := $(BIN)/deepspeed --num_gpus $(PROCESSES)
+DEEPSPEED := $(BIN)/deepspeed --log_level error --num_gpus $(PROCESSES)
 
 # deepspeed starts `python` from PATH, and one thread per process keeps the processes apart.
 export PATH := $(CURDIR)/$(BIN):$(PATH)

@@ -160,6 +160,7 @@ class PrepareConfig:
     captions: str = ""  # flickr8k: captions.txt
     split_lists: str = ""  # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
     style: str = one_of("general", "general", "target")  # scenes
+    wording: str = one_of("style", "style", "both")  # scenes: a record is told in either wording
     counts: dict[str, int] = field(
         default_factory=lambda: {"train": 2000, "val": 200, "test": 200}
     )  # scenes: records of each split

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -34,7 +35,7 @@ def load_recipe(arguments: Sequence[str]) -> Config:
     name = overrides.get("recipe", Config.recipe)
     recipe = OmegaConf.create({"name": Path(name).stem})
     recipe.merge_with(_read_yaml(_recipe_file(name)))
-    dotlist = OmegaConf.from_dotlist([f"{key}={value}" for key, value in overrides.items()])
+    dotlist = _dotlist(overrides)
     _check_keys(recipe, Config, where=f"recipe {name}")
     _check_keys(dotlist, Config, where="command line")
     config = _merge(Config, recipe, dotlist)
@@ -46,7 +47,7 @@ def load_recipe(arguments: Sequence[str]) -> Config:
 def load_section(section: type[PrepareConfig], arguments: Sequence[str]) -> PrepareConfig:
     """One dataclass straight from `key=value` arguments, without a recipe."""
     overrides = parse_overrides(arguments)
-    dotlist = OmegaConf.from_dotlist([f"{key}={value}" for key, value in overrides.items()])
+    dotlist = _dotlist(overrides)
     _check_keys(dotlist, section, where="command line")
     loaded = _merge(section, dotlist)
     assert isinstance(loaded, PrepareConfig)
@@ -122,6 +123,19 @@ def _read_yaml(path: Path) -> DictConfig:
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"recipe file {path} must hold key: value pairs, not a list")
     return loaded
+
+
+def _dotlist(overrides: Mapping[str, str]) -> DictConfig:
+    made = OmegaConf.create({})
+    for key, value in overrides.items():
+        try:
+            made.merge_with_dotlist([f"{key}={value}"])
+        except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
+            raise ConfigError(
+                f"{key}={value}: not a value in YAML's notation ({_one_line(error)}); put a space "
+                "after each ':' and quote the argument"
+            ) from error
+    return made
 
 
 def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:

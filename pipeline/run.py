@@ -91,6 +91,7 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     stretches = segments(name, phase, plan_steps)
     tensors = {} if start is None else ckpt.export_tensors(start)
     progress = Progress()
+    budget = phase.stop_after  # steps left to this start
     for segment in stretches:
         target = folder / ("export" if segment is stretches[-1] else f"segment-{segment.index}")
         done = ckpt.read_export(target)
@@ -99,9 +100,11 @@ def run_phase(config: Config, name: str, world: World) -> bool:
             continue
         progress.updates = 0
         runner = _SegmentRun(config, name, segment, stretches[-1].stop, folder, fingerprint, world)
-        finished, progress, tensors = runner.train(tensors, progress, target)
-        _summarise(folder, name, progress, finished, runner, world)
-        if not finished:
+        finished, progress, tensors = runner.train(tensors, progress, target, budget)
+        budget = None if budget is None else budget - runner.steps
+        done_all = finished and segment is stretches[-1]
+        _summarise(folder, name, progress, done_all, runner, world)
+        if not done_all and (not finished or budget == 0):
             return False
     return True
 
@@ -125,9 +128,10 @@ class _SegmentRun:
         self.precision = resolve_precision(config.precision, world.device)
         self.stop_reason: str | None = None
         self.trained_parameters = 0
+        self.steps = 0  # taken by this start
 
     def train(
-        self, start: Mapping[str, Tensor], progress: Progress, target: Path
+        self, start: Mapping[str, Tensor], progress: Progress, target: Path, budget: int | None
     ) -> tuple[bool, Progress, dict[str, Tensor]]:
         """(finished, progress, tensors of the export) of the segment."""
         seed_everything(self.config.seed + self.world.rank)
@@ -136,6 +140,7 @@ class _SegmentRun:
         )
         self.trained_parameters = setup.engine.trained_parameters
         progress = self._resume(setup, progress)
+        resumed_at = progress.step
         self._announce(setup, progress)
         board = Board(self.folder / "tensorboard", self.world, purge_step=progress.step)
         if progress.step == 0:
@@ -149,12 +154,13 @@ class _SegmentRun:
             learning_rate=lambda update: learning_rate(self.phase, self.segment, update),
             last_step=self.segment.stop,
             progress=progress,
-            callbacks=self._callbacks(board, setup),
+            callbacks=self._callbacks(board, setup, budget),
             max_bad_records=self._max_bad_records(setup),
         )
         trainer.fit()
         board.close()
         self.stop_reason = trainer.stop_reason
+        self.steps = progress.step - resumed_at
         tensors: dict[str, Tensor] = {}
         if trainer.finished:
             tensors = self._export(setup, start, progress, target)
@@ -189,11 +195,11 @@ class _SegmentRun:
         )
 
     def _callbacks(
-        self, board: Board, setup: Setup
+        self, board: Board, setup: Setup, budget: int | None
     ) -> tuple[Preempt, Monitor, Evaluator, Checkpointer]:
         phase = self.phase
         return (
-            Preempt(stop_after=phase.stop_after),
+            Preempt(stop_after=budget),
             Monitor(board, self.name, total_steps=self.total, log_every=phase.log_every),
             Evaluator(
                 board,

@@ -81,13 +81,13 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
 
 def output_folder(config: Config) -> Path:
     """Where an evaluation of the recipe's split goes."""
-    return Path(config.runs) / config.name / "evaluate" / config.evaluate.split
+    return Path(config.runs, config.name, "evaluate", config.evaluate.split)
 
 
 def _last_export(config: Config) -> Path:
     run = Path(config.runs) / config.name
     for phase in reversed(PHASES[1:]):
-        folder = run / phase / "export"
+        folder: Path = run / phase / "export"
         if getattr(config, phase).enabled and ckpt.read_export(folder):
             return folder
     raise ConfigError(

@@ -15,7 +15,7 @@ from typing import overload
 from pipeline.config import PrepareConfig
 from pipeline.data.sources.drawing import PALETTES, SHAPES, SIZES, Group, Scene, Spot, draw
 from pipeline.data.sources.record import ImageBytes, SourceRecord
-from pipeline.data.sources.wording import describe
+from pipeline.data.sources.wording import WORDINGS, describe
 from pipeline.errors import ConfigError
 
 _MARGIN = 0.02  # of the image's side, kept free around every object, so that none touch
@@ -50,7 +50,14 @@ def load_scenes(cfg: PrepareConfig) -> dict[str, Sequence[SourceRecord]]:
         if count < 0:
             raise ConfigError(f"counts.{split}={count}: negative; use 0 or more records")
     return {
-        split: SceneSplit(count, split=split, style=cfg.style, seed=cfg.seed, pixels=cfg.image_size)
+        split: SceneSplit(
+            count,
+            split=split,
+            style=cfg.style,
+            wording=cfg.wording,
+            seed=cfg.seed,
+            pixels=cfg.image_size,
+        )
         for split, count in cfg.counts.items()
     }
 
@@ -78,11 +85,14 @@ class SceneImage:
 class SceneSplit(Sequence[SourceRecord]):
     """The scenes of one split; records are made on access and not kept."""
 
-    def __init__(self, count: int, *, split: str, style: str, seed: int, pixels: int) -> None:
+    def __init__(
+        self, count: int, *, split: str, style: str, wording: str, seed: int, pixels: int
+    ) -> None:
         """Args: count: records; pixels: side of the square images; the rest decides the scenes."""
         self._count = count
         self._split = split
         self._style = style
+        self._wording = wording
         self._seed = seed
         self._pixels = pixels
 
@@ -103,10 +113,11 @@ class SceneSplit(Sequence[SourceRecord]):
         stream = f"{self._seed}/{self._style}/{self._split}/{i}"
         rng = random.Random(stream)
         scene = make_scene(rng, self._style, self._split)
+        told = rng.choice(sorted(WORDINGS)) if self._wording == "both" else self._style
         return SourceRecord(
             key=f"{self._style}-{self._split}-{i:06d}",
             image=SceneImage(scene, self._style, self._pixels, ink=stream),
-            captions=describe(scene, self._style, rng),
+            captions=describe(scene, told, rng),
             image_id=i,
             extra={"objects": len(scene.spots)},
         )

@@ -1,0 +1,1 @@
+"""Tests that start real DeepSpeed processes on gloo."""

@@ -1,0 +1,123 @@
+"""Phases as data: segments, schedules, freezing, and what the baseline is."""
+
+import math
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig, SegmentConfig
+from pipeline.errors import ConfigError
+from pipeline.phases import (
+    Segment,
+    as_baseline,
+    encoder_groups,
+    learning_rate,
+    part_groups,
+    predecessor,
+    segments,
+)
+
+
+def test_segments_follow_one_another_without_a_gap() -> None:
+    parts = [SegmentConfig(["st"], 1.0), SegmentConfig(["st", "llm"], 2.5)]
+    found = segments("llm_tune", LLMTuneConfig(segments=parts), 10)
+    assert [(each.start, each.stop) for each in found] == [(0, 10), (10, 35)]
+    assert found[1].train == ("st", "llm")
+
+
+def test_max_steps_cuts_the_phase_and_its_segments() -> None:
+    phase = LLMTuneConfig(segments=[SegmentConfig(epochs=1), SegmentConfig(epochs=1)], max_steps=12)
+    assert [each.stop for each in segments("llm_tune", phase, 10)] == [10, 12]
+    phase.max_steps = 10
+    assert [each.stop for each in segments("llm_tune", phase, 10)] == [10]
+
+
+def test_the_predecessor_is_the_nearest_enabled_phase() -> None:
+    config = Config()
+    assert predecessor(config, "encoder_adapt") is None
+    assert predecessor(config, "llm_tune") == "st_align"
+    config.st_align.enabled = False
+    assert predecessor(config, "llm_tune") == "encoder_adapt"
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_schedules_warm_up_and_end_where_they_should(schedule: str) -> None:
+    phase = PhaseConfig(lr=2.0, warmup_steps=4, schedule=schedule)
+    segment = Segment(0, ("st",), 100, 120, 0.5)
+    rates = [learning_rate(phase, segment, step) for step in range(20)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert max(rates) == 1.0
+    if schedule == "constant":
+        assert set(rates[4:]) == {1.0}
+    else:
+        assert rates[4:] == sorted(rates[4:], reverse=True) and 0 < rates[-1] < 0.1
+    if schedule == "cosine":
+        assert math.isclose(rates[12], 0.5)
+
+
+@pytest.mark.parametrize("records", [1000, 1003])
+def test_the_baseline_sees_as_many_records_with_the_measures_off(records: int) -> None:
+    config = Config(name="run", baseline=True)
+    config.encoder_adapt.epochs = 2
+    config.st_align.epochs = 1
+    config.llm_tune.segments = [SegmentConfig(epochs=1), SegmentConfig(epochs=2)]
+    config.llm_tune.label_smoothing, config.llm_tune.st_lr = 0.1, 1.0
+    base = as_baseline(config, records)
+    assert not base.encoder_adapt.enabled and not base.st_align.enabled
+    assert (base.llm_tune.label_smoothing, base.llm_tune.st_lr) == (0.0, None)
+    per_epoch = math.ceil(records / base.llm_tune.global_batch)
+    (only,) = segments("llm_tune", base.llm_tune, per_epoch)
+    assert only.train == ("st", "llm")
+    assert abs(only.steps - 6 * per_epoch) <= 1
+    assert base.name == "run-baseline"
+
+
+def test_the_baseline_counts_what_max_steps_leaves() -> None:
+    config = Config(name="run", baseline=True)
+    config.st_align.enabled = False
+    config.encoder_adapt.max_steps, config.encoder_adapt.global_batch = 3, 10
+    config.llm_tune.max_steps, config.llm_tune.global_batch = 5, 10
+    base = as_baseline(config, 1000)
+    (only,) = segments("llm_tune", base.llm_tune, 100)
+    assert only.steps == 8
+
+
+@pytest.fixture(scope="module")
+def clip() -> nn.Module:
+    model: nn.Module = open_clip.model.CLIP(
+        embed_dim=8,
+        vision_cfg={"image_size": 16, "patch_size": 8, "width": 16, "layers": 3, "head_width": 8},
+        text_cfg={"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1},
+    )
+    return model
+
+
+def test_last_n_blocks_train_and_earlier_ones_do_not(clip: nn.Module) -> None:
+    groups = encoder_groups(clip, EncoderAdaptConfig(train="last:1"))
+    trained = {n for n, p in clip.visual.named_parameters() if p.requires_grad}
+    assert any("resblocks.2." in name for name in trained)
+    assert not any("resblocks.1." in name or "conv1" in name for name in trained)
+    assert sum(len(each.parameters) for each in groups if each.name != "text") == len(trained)
+    with pytest.raises(ConfigError, match="the tower has 3 blocks"):
+        encoder_groups(clip, EncoderAdaptConfig(train="last:9"))
+
+
+def test_layer_decay_falls_towards_the_image(clip: nn.Module) -> None:
+    groups = encoder_groups(clip, EncoderAdaptConfig(layer_decay=0.5))
+    tower = [each.lr_scale for each in groups if each.name != "text"]
+    assert tower == [0.5**4, 0.5**3, 0.5**2, 0.5, 1.0]
+    everything = sum(p.numel() for g in groups for p in g.parameters)
+    assert everything == sum(p.numel() for p in clip.parameters())
+
+
+def test_frozen_means_frozen_and_rates_are_the_parts_own() -> None:
+    parts = {"encoder": nn.Linear(2, 2), "st": nn.Linear(2, 2), "llm": nn.Linear(2, 2)}
+    phase = LLMTuneConfig(lr=1e-5, st_lr=1e-3)
+    groups = part_groups(parts, Segment(0, ("st", "llm"), 0, 1, 1.0), phase)
+    assert {each.name: round(each.lr_scale) for each in groups} == {"st": 100, "llm": 1}
+    assert not any(p.requires_grad for p in parts["encoder"].parameters())
+    part_groups(parts, Segment(0, ("st",), 0, 1, 1.0), phase)
+    assert not any(p.requires_grad for p in parts["llm"].parameters())
+    assert torch.all(torch.tensor([p.requires_grad for p in parts["st"].parameters()]))
