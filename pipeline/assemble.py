@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.checkpoint import content_hash, fingerprint_of, tensor_hash
+from pipeline.checkpoint import ExportTensors, content_hash, fingerprint_of, tensor_hash
 from pipeline.config import Config, DataConfig
 from pipeline.data.collate import ContrastiveCollator, LanguageCollator
 from pipeline.data.features import CachedFeatures, encode_shards
@@ -203,28 +203,42 @@ def build_caption_model(
 def overlay(
     module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, placement: Placement
 ) -> None:
-    """Writes the tensors whose names start with `prefix` over the module's own.
+    """Writes the tensors whose names start with `prefix` over the module's own, one by one.
 
-    Raises CheckpointError for a tensor that the module does not have.
+    Raises CheckpointError for a tensor that the module does not have, or has in another shape, on
+    every rank alike and before anything is written.
     """
-    mine = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     named = dict(module.named_parameters())
-    unknown = sorted(set(mine) - set(named))
-    if unknown:
-        raise CheckpointError(
-            f"the export holds {prefix}{unknown[0]}, which this model does not have; use the "
-            "recipe that made the export, or another init_from="
-        )
-    for name, tensor in mine.items():
+    mine = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    for name, exported in mine.items():
+        if name not in named:
+            raise CheckpointError(
+                f"the export holds {exported}, which this model does not have; use the recipe that "
+                "made the export, or another init_from="
+            )
+        ours, theirs = tuple(placement.shape(named[name])), _shape(tensors, exported)
+        if ours != theirs:
+            raise CheckpointError(
+                f"the export's {exported} is {theirs}, the model's is {ours}; use the recipe that "
+                "made the export, or another init_from="
+            )
+    for name, exported in mine.items():
         with placement.writable([named[name]]) as writes:
             if writes:
-                if tensor.shape != named[name].shape:
-                    raise CheckpointError(
-                        f"the export's {prefix}{name} is {tuple(tensor.shape)}, the model's is "
-                        f"{tuple(named[name].shape)}; use the recipe that made the export"
-                    )
                 with torch.no_grad():
-                    named[name].copy_(tensor)
+                    named[name].copy_(tensors[exported])
+
+
+def overlay_clip(clip: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Lays an export's encoder and text tower over an open_clip model; see `overlay`."""
+    for part in ("encoder.", "text."):
+        overlay(clip, tensors, part, Placement())
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    if isinstance(tensors, ExportTensors):
+        return tensors.shape(name)
+    return tuple(tensors[name].shape)
 
 
 def _cached(

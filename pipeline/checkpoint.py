@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,16 +138,35 @@ def read_export(folder: Path) -> dict[str, Any] | None:
     return loaded
 
 
-def export_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of an export, by exported name, on the CPU."""
-    path = folder / WEIGHTS
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"export {path} cannot be read ({error}); run the phase that makes it again"
-        ) from error
+class ExportTensors(Mapping[str, Tensor]):
+    """The tensors of an export by exported name, each read from the file when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises CheckpointError when the file is missing or damaged."""
+        self._path = folder / WEIGHTS
+        try:
+            self._file = safe_open(self._path, framework="pt")
+            self._names = tuple(self._file.keys())
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"export {self._path} cannot be read ({error}); run the phase that makes it again"
+            ) from error
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        return tuple(self._file.get_slice(name).get_shape())
 
 
 def fingerprint_of(*values: Any) -> str:

@@ -8,11 +8,11 @@ then on they are weights like any others. Needs shards, nothing else.
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipeline import checkpoint as ckpt
-from pipeline.assemble import Split, open_split, overlay
+from pipeline.assemble import Split, open_split, overlay, overlay_clip
 from pipeline.config import Config, EncoderConfig, LLMConfig
 from pipeline.data.images import ContentFault
 from pipeline.dist import World, agree_any, wait_for_all
@@ -42,7 +42,7 @@ def pretrain(config: Config, world: World) -> bool:
     if not agree_any(missing, world):
         return True
     derived = _derived(config)
-    initial = Path(derived.runs) / derived.name / "initial"
+    initial = _initial_folder(derived)
     if world.is_main and not (initial / "llm").is_dir():
         _create(derived, initial)
     wait_for_all(world)
@@ -78,10 +78,17 @@ def _derived(config: Config) -> Config:
     )
 
 
+def _initial_folder(config: Config) -> Path:
+    """Where the random models lie; other sizes, seeds or texts have another folder."""
+    texts = open_split(config, config.data.train_split).manifest.fingerprint
+    made_by = ckpt.fingerprint_of(asdict(config.pretrain.scratch), config.seed, texts)
+    return Path(config.runs) / config.name / f"initial-{made_by}"
+
+
 def _create(config: Config, folder: Path) -> None:
     split = open_split(config, config.data.train_split)
     tokenizer = train_tokenizer(_texts(split), config.pretrain.scratch.vocab_size)
-    writing = folder.with_name(".writing-initial")
+    writing = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(writing, ignore_errors=True)
     create_clip(writing / "clip", config.pretrain.scratch, tokenizer, config.seed)
     create_llm(writing / "llm", config.pretrain.scratch, tokenizer, config.seed)
@@ -101,9 +108,7 @@ def _texts(split: Split) -> Iterator[str]:
 def _publish_clip(config: Config, initial: Path, target: Path) -> None:
     """The trained CLIP as a folder of its own, in open_clip's format."""
     clip = load_clip(config.encoder, seed=config.seed)
-    tensors = ckpt.export_tensors(export_folder(config, "encoder_adapt"))
-    whole = {n.removeprefix("encoder.").removeprefix("text."): t for n, t in tensors.items()}
-    overlay(clip.model, whole, "", Placement())
+    overlay_clip(clip.model, ckpt.ExportTensors(export_folder(config, "encoder_adapt")))
     writing = _copy(initial, target)
     save_clip(clip.model, writing)
     writing.rename(target)
@@ -112,7 +117,7 @@ def _publish_clip(config: Config, initial: Path, target: Path) -> None:
 def _publish_llm(config: Config, initial: Path, target: Path) -> None:
     """The trained LM as a folder of its own, in transformers' format."""
     llm = load_llm(config.llm, dtype=dtype_of("fp32"), placement=Placement(), seed=config.seed)
-    overlay(llm, ckpt.export_tensors(export_folder(config, "llm_tune")), "llm.", Placement())
+    overlay(llm, ckpt.ExportTensors(export_folder(config, "llm_tune")), "llm.", Placement())
     writing = _copy(initial, target)
     save_llm(llm, writing)
     writing.rename(target)

@@ -89,14 +89,14 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     wait_for_all(world)
     plan_steps = math.ceil(split.manifest.records / phase.global_batch)
     stretches = segments(name, phase, plan_steps)
-    tensors = {} if start is None else ckpt.export_tensors(start)
+    tensors: Mapping[str, Tensor] = {} if start is None else ckpt.ExportTensors(start)
     progress = Progress()
     budget = phase.stop_after  # steps left to this start
     for segment in stretches:
         target = folder / ("export" if segment is stretches[-1] else f"segment-{segment.index}")
         done = ckpt.read_export(target)
         if done is not None and done["fingerprint"] == fingerprint:
-            progress, tensors = Progress(**done["progress"]), ckpt.export_tensors(target)
+            progress, tensors = Progress(**done["progress"]), ckpt.ExportTensors(target)
             continue
         progress.updates = 0
         runner = _SegmentRun(config, name, segment, stretches[-1].stop, folder, fingerprint, world)
@@ -132,7 +132,7 @@ class _SegmentRun:
 
     def train(
         self, start: Mapping[str, Tensor], progress: Progress, target: Path, budget: int | None
-    ) -> tuple[bool, Progress, dict[str, Tensor]]:
+    ) -> tuple[bool, Progress, Mapping[str, Tensor]]:
         """(finished, progress, tensors of the export) of the segment."""
         seed_everything(self.config.seed + self.world.rank)
         setup = set_up(
@@ -142,7 +142,7 @@ class _SegmentRun:
         progress = self._resume(setup, progress)
         resumed_at = progress.step
         self._announce(setup, progress)
-        board = Board(self.folder / "tensorboard", self.world, purge_step=progress.step)
+        board = Board(self.folder / "tensorboard", self.world, done=progress.step)
         if progress.step == 0:
             board.text("recipe", f"```yaml\n{OmegaConf.to_yaml(self.config)}\n```", 0)
         trainer = Trainer(
@@ -161,7 +161,7 @@ class _SegmentRun:
         board.close()
         self.stop_reason = trainer.stop_reason
         self.steps = progress.step - resumed_at
-        tensors: dict[str, Tensor] = {}
+        tensors: Mapping[str, Tensor] = {}
         if trainer.finished:
             tensors = self._export(setup, start, progress, target)
         setup.engine.close()
@@ -222,16 +222,17 @@ class _SegmentRun:
 
     def _export(
         self, setup: Setup, start: Mapping[str, Tensor], progress: Progress, target: Path
-    ) -> dict[str, Tensor]:
-        """What trained, laid over what was taken over; on the ranks that need it next."""
+    ) -> Mapping[str, Tensor]:
+        """What trained, laid over what was taken over. A text tower ends with its phase."""
         trained = setup.engine.trained_tensors()
         if self.world.is_main:
             named = setup.task.exported(trained)
+            carried = {name: start[name] for name in start if not name.startswith("text.")}
             details = {"fingerprint": self.fingerprint, "phase": self.name}
-            ckpt.save_export(target, {**start, **named}, progress, details)
+            ckpt.save_export(target, {**carried, **named}, progress, details)
             log.info("%-13s export %s", self.name, target)
         wait_for_all(self.world)
-        return ckpt.export_tensors(target)
+        return ckpt.ExportTensors(target)
 
 
 def seed_everything(seed: int) -> None:

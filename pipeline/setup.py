@@ -15,7 +15,7 @@ from pipeline.assemble import (
     build_caption_model,
     caption_dataset,
     open_split,
-    overlay,
+    overlay_clip,
     pair_dataset,
     share_of,
 )
@@ -28,7 +28,6 @@ from pipeline.dist import World
 from pipeline.engine import Engine, dtype_of, placement_for
 from pipeline.models.encoder import load_clip
 from pipeline.models.families import family
-from pipeline.models.placement import Placement
 from pipeline.objectives import (
     ContrastiveObjective,
     ContrastiveTask,
@@ -88,8 +87,7 @@ def _contrastive(
 ) -> Setup:
     dtype = dtype_of(precision)
     clip = load_clip(config.encoder, seed=config.seed)
-    whole = {n.removeprefix("encoder.").removeprefix("text."): t for n, t in start.items()}
-    overlay(clip.model, whole, "", Placement())
+    overlay_clip(clip.model, start)
     if phase.activation_checkpointing:
         clip.model.set_grad_checkpointing()  # type: ignore[operator]
     task = ContrastiveTask(clip.model)

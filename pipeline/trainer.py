@@ -33,7 +33,7 @@ class StepRecord:
     targets: float
     records: int
     padding: float  # fraction of the text positions that hold no token
-    data_seconds: float  # waited for data, the slowest rank
+    data_seconds: float  # waited for data, mean over ranks
     seconds: float
 
 

@@ -15,9 +15,9 @@ from pipeline.stage import run_stage
 
 def main(config: Config, world: World) -> None:
     """What every rank does."""
-    config = effective(config)
     if not ensure(config, world, until="evaluate"):
         return
+    config = effective(config)
     result = evaluate(config, world)
     if world.is_main:
         flat = {"loss": result["loss"], **result["scores"], **(result["retrieval"] or {})}

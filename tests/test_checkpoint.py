@@ -18,7 +18,7 @@ def test_an_export_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     found = ckpt.read_export(tmp_path / "export")
     assert found is not None and found["fingerprint"] == "f"
     assert Progress(**found["progress"]) == progress
-    loaded = ckpt.export_tensors(tmp_path / "export")
+    loaded = ckpt.ExportTensors(tmp_path / "export")
     assert all(torch.equal(loaded[name], each) for name, each in tensors.items())
 
 
@@ -26,7 +26,7 @@ def test_writing_again_replaces_the_whole_export(tmp_path: Path) -> None:
     target = tmp_path / "export"
     ckpt.save_export(target, {"a": torch.zeros(1)}, Progress(), {"fingerprint": "1"})
     ckpt.save_export(target, {"b": torch.zeros(1)}, Progress(), {"fingerprint": "2"})
-    assert set(ckpt.export_tensors(target)) == {"b"}
+    assert set(ckpt.ExportTensors(target)) == {"b"}
     assert [each.name for each in tmp_path.iterdir()] == ["export"]
 
 
@@ -42,7 +42,7 @@ def test_damaged_exports_are_named_with_the_remedy(tmp_path: Path) -> None:
     weights = target / ckpt.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:50])
     with pytest.raises(CheckpointError, match="run the phase that makes it again"):
-        ckpt.export_tensors(target)
+        ckpt.ExportTensors(target)
     (target / "export.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"export\.json cannot be read"):
         ckpt.read_export(target)

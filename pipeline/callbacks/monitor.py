@@ -22,12 +22,12 @@ log = logging.getLogger("pipeline")
 
 
 class Board:
-    """TensorBoard of one phase; steps after `purge_step` of an earlier start are hidden."""
+    """TensorBoard of one phase; steps that an earlier start did after `done` are hidden."""
 
-    def __init__(self, folder: Path, world: World, *, purge_step: int) -> None:
+    def __init__(self, folder: Path, world: World, *, done: int) -> None:
         self._writer = None
         if world.is_main:
-            self._writer = SummaryWriter(str(folder), purge_step=purge_step or None)
+            self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else 0)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """One point for each name."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline import checkpoint as ckpt
 from pipeline.assemble import (
@@ -23,7 +22,7 @@ from pipeline.assemble import (
     build_caption_model,
     caption_dataset,
     open_split,
-    overlay,
+    overlay_clip,
     pair_dataset,
     share_of,
 )
@@ -61,7 +60,7 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     began = time.perf_counter()
     built = build_caption_model(
         config,
-        ckpt.export_tensors(export),
+        ckpt.ExportTensors(export),
         {settings.split: split},
         dtype=dtype,
         placement=Placement(),
@@ -149,11 +148,8 @@ def _retrieval(
     """Recall of the image and text towers: adapted ones where encoder_adapt was run."""
     clip = load_clip(config.encoder, seed=config.seed)
     adapted = Path(config.runs) / config.name / "encoder_adapt" / "export"
-    tensors: dict[str, Tensor] = {}
     if config.encoder_adapt.enabled and ckpt.read_export(adapted):
-        tensors = ckpt.export_tensors(adapted)
-    whole = {n.removeprefix("encoder.").removeprefix("text."): t for n, t in tensors.items()}
-    overlay(clip.model, whole, "", Placement())
+        overlay_clip(clip.model, ckpt.ExportTensors(adapted))
     task = ContrastiveTask(clip.model).to(world.device, dtype).eval()
     plan = split.in_order(config.evaluate.batch * world.size, config.evaluate.records)
     share = share_of(world, config.evaluate.batch)

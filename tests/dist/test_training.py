@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.checkpoint import export_tensors
+from pipeline.checkpoint import ExportTensors
 from pipeline.config import PHASES
 from tests.dist.launch import launch, succeeded
 from tests.tiny import TIGHT_ZERO3, write_recipe
@@ -33,6 +33,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         two.append((phase, [recipe, "name=stopped", stop]))
         two.append((phase, [recipe, "name=stopped"]))
         two.append((phase, [recipe, "name=zero1", f"{phase}.ds_config=zero1"]))
+        two.append((phase, [recipe, "name=saving", f"{phase}.activation_checkpointing=true"]))
+        two.append((phase, [recipe, "name=bf16", "precision=bf16"]))
     micro = [f"{phase}.micro_batch=5" for phase in PHASES]
     one = [(phase, [recipe, "name=alone", *micro]) for phase in PHASES]
     for ranks, plan in ((2, two), (1, one)):
@@ -55,7 +57,7 @@ def summary(run: Path, phase: str) -> dict:
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(runs: Path, phase: str) -> None:
-    whole, stopped = (export_tensors(runs / n / phase / "export") for n in ("whole", "stopped"))
+    whole, stopped = (ExportTensors(runs / n / phase / "export") for n in ("whole", "stopped"))
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
     assert list((runs / "stopped" / phase / "checkpoints").glob("step-*"))
@@ -75,16 +77,28 @@ def test_one_and_two_ranks_agree_in_every_loss(runs: Path, phase: str) -> None:
         assert abs(two[step] - loss) <= 1e-5 * abs(loss), (step, two[step], loss)
 
 
+@pytest.mark.parametrize("other", ["zero1", "saving"])
 @pytest.mark.parametrize("phase", PHASES)
-def test_zero1_and_zero3_agree_in_every_loss(runs: Path, phase: str) -> None:
-    three, one = (scalars(runs / name, phase, "train/loss") for name in ("whole", "zero1"))
-    assert three.keys() == one.keys()
-    for step, loss in one.items():
-        assert abs(three[step] - loss) <= 1e-5 * abs(loss), (step, three[step], loss)
+def test_zero_stage_and_activation_checkpointing_change_no_loss(
+    runs: Path, phase: str, other: str
+) -> None:
+    plain, changed = (scalars(runs / name, phase, "train/loss") for name in ("whole", other))
+    assert plain.keys() == changed.keys()
+    for step, loss in plain.items():
+        assert abs(changed[step] - loss) <= 1e-5 * abs(loss), (step, changed[step], loss)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_bf16_trains_and_stays_near_float32(runs: Path, phase: str) -> None:
+    single, half = (scalars(runs / name, phase, "train/loss") for name in ("whole", "bf16"))
+    assert single.keys() == half.keys()
+    for step, loss in single.items():
+        assert abs(half[step] - loss) <= 0.05 * abs(loss), (step, half[step], loss)
+    assert summary(runs / "bf16", phase)["steps_skipped"] == 0
 
 
 def test_each_phase_trains_its_parts_and_hands_all_of_them_over(runs: Path) -> None:
-    exports = {phase: export_tensors(runs / "whole" / phase / "export") for phase in PHASES}
+    exports = {phase: ExportTensors(runs / "whole" / phase / "export") for phase in PHASES}
     parts = {
         phase: {name.partition(".")[0] for name in tensors} for phase, tensors in exports.items()
     }
