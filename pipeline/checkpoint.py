@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.dist import World, agree_any, wait_for_all
+from pipeline.dist import wait_for_all
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError
 
@@ -145,8 +145,8 @@ class ExportTensors(Mapping[str, Tensor]):
         """Raises CheckpointError when the file is missing or damaged."""
         self._path = folder / WEIGHTS
         try:
-            self._file = safe_open(self._path, framework="pt")
-            self._names = tuple(self._file.keys())
+            opened: Any = safe_open(self._path, framework="pt")
+            self._file, self._names = opened, tuple(opened.keys())
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"export {self._path} cannot be read ({error}); run the phase that makes it again"
@@ -221,11 +221,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def all_ranks_see(path: Path, world: World) -> bool:
-    """True when every rank sees `path`: a file system that lags behind is no surprise."""
-    return not agree_any(not path.exists(), world)
 
 
 def _complete(folder: Path) -> list[Path]:

@@ -139,6 +139,11 @@ def gather_json(value: Any, world: World) -> list[Any]:
     return [json.loads(bytes(each[: int(n)].cpu().numpy())) for each, n in pairs]
 
 
+def from_main(value: Any, world: World) -> Any:
+    """Rank 0's JSON-able `value`, on every rank: for what ranks could see differently on disk."""
+    return gather_json(value if world.is_main else None, world)[0]
+
+
 def gather_rows(rows: torch.Tensor, world: World) -> list[torch.Tensor]:
     """Every rank's `rows` (n_r, ...), whose first dimension may differ, in rank order."""
     if world.size == 1:

@@ -8,8 +8,9 @@ import logging
 from pathlib import Path
 
 from pipeline.config import PHASES, Config
+from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.prepare import prepare
-from pipeline.dist import World, gather_json, wait_for_all
+from pipeline.dist import World, from_main
 from pipeline.errors import DataError, UserError
 from pipeline.pretrain import pretrain
 from pipeline.run import effective, run_phase
@@ -26,9 +27,9 @@ def make_shards(config: Config, world: World) -> None:
                 prepare(entry, report=log.info)
         except UserError as error:
             failure = str(error)
-    failures = gather_json(failure, world)
-    if failures[0]:
-        raise DataError(failures[0])
+    failure = from_main(failure, world)
+    if failure:
+        raise DataError(failure)
 
 
 def ensure(config: Config, world: World, *, until: str) -> bool:
@@ -38,9 +39,8 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
     """
     if not config.make_missing:
         return True
-    if not Path(config.data.shards).is_dir():
+    if from_main(_shards_missing(config), world):
         make_shards(config, world)
-    wait_for_all(world)
     if until == "pretrain":
         return True
     if config.pretrain.out and not pretrain(config, world):
@@ -52,3 +52,13 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
         if getattr(chosen, name).enabled and not run_phase(chosen, name, world):
             return False
     return True
+
+
+def _shards_missing(config: Config) -> bool:
+    """True when a split that the recipe reads is not there, or was not written to its end."""
+    shards = [(config.data.shards, config.data.test_split)]
+    for name in (config.data.train_split, config.data.val_split):
+        shards += [(config.data.shards, name), (config.pretrain.shards, name)]
+    return any(
+        folder and not (Path(folder) / split / MANIFEST_NAME).is_file() for folder, split in shards
+    )

@@ -26,7 +26,7 @@ from pipeline.callbacks.preempt import Preempt
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, PhaseConfig
 from pipeline.data.loader import iterate
-from pipeline.dist import World, gather_json, wait_for_all
+from pipeline.dist import World, from_main, wait_for_all
 from pipeline.engine import resolve_precision
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.phases import Segment, as_baseline, learning_rate, predecessor, segments
@@ -94,7 +94,7 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     budget = phase.stop_after  # steps left to this start
     for segment in stretches:
         target = folder / ("export" if segment is stretches[-1] else f"segment-{segment.index}")
-        done = ckpt.read_export(target)
+        done = from_main(ckpt.read_export(target), world)
         if done is not None and done["fingerprint"] == fingerprint:
             progress, tensors = Progress(**done["progress"]), ckpt.ExportTensors(target)
             continue
@@ -168,11 +168,12 @@ class _SegmentRun:
         return trainer.finished, progress, tensors
 
     def _resume(self, setup: Setup, progress: Progress) -> Progress:
-        newest = ckpt.newest_checkpoint(
-            self.folder / "checkpoints", self.segment.start, self.segment.stop - 1
-        )
-        if newest is None:
+        folder = self.folder / "checkpoints"
+        found = ckpt.newest_checkpoint(folder, self.segment.start, self.segment.stop - 1)
+        name = from_main(None if found is None else found.name, self.world)
+        if name is None:
             return progress
+        newest = folder / name
         loaded = ckpt.load_checkpoint(newest, setup.engine, self.fingerprint)
         log.info("%-13s goes on from %s", self.name, newest)
         return loaded
@@ -268,7 +269,7 @@ def _inherit(config: Config, name: str, split: Split, world: World) -> tuple[Pat
     identity: dict[str, object] = {}
     if world.is_main:
         identity = recipe_identity(config, Path(config.runs) / ".hashes.json")
-    identity = gather_json(identity, world)[0]
+    identity = from_main(identity, world)
     before_print = None if inherited is None else inherited["fingerprint"]
     return start, ckpt.fingerprint_of(identity, values, split.manifest.fingerprint, before_print)
 
@@ -276,10 +277,11 @@ def _inherit(config: Config, name: str, split: Split, world: World) -> tuple[Pat
 def _already_done(config: Config, name: str, folder: Path, fingerprint: str, world: World) -> bool:
     """True when the export is of this recipe; clears an outdated one where that is allowed."""
     found = ckpt.read_export(folder / "export")
-    if found is not None and found["fingerprint"] == fingerprint:
-        return True
+    done = found is not None and found["fingerprint"] == fingerprint
     outdated = found is not None or ckpt.stale_checkpoints(folder / "checkpoints", fingerprint)
-    wait_for_all(world)
+    done, outdated = from_main([done, outdated], world)
+    if done:
+        return True
     if not outdated:
         return False
     if not config.overwrite:

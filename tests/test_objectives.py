@@ -70,7 +70,9 @@ def test_validation_does_not_depend_on_the_batches() -> None:
     task = LanguageTask(tiny.multimodal(tiny.gpt2())).eval()
     first, second = language_batch("abcde", "f"), language_batch("gh")
     both = language_metrics(task, [first, second], WORLD, torch.float32)
-    parts = [language_metrics(task, [each], WORLD, torch.float32)["loss"] for each in (first, second)]
+    parts = [
+        language_metrics(task, [each], WORLD, torch.float32)["loss"] for each in (first, second)
+    ]
     assert abs(both["loss"] - (6 * parts[0] + 2 * parts[1]) / 8) < 1e-5
     assert abs(both["perplexity"] - torch.tensor(both["loss"]).exp()) < 1e-3
 
@@ -79,6 +81,7 @@ def test_retrieval_features_give_each_image_once_and_drop_dummies() -> None:
     def forward(batch: ContrastiveBatch):
         return batch.images[batch.image_rows], batch.text, torch.ones(1)
 
+    dummy = -torch.ones(1, 2)
     batches = [
         ContrastiveBatch(
             torch.tensor([[3.0], [1.0]]),
@@ -86,7 +89,7 @@ def test_retrieval_features_give_each_image_once_and_drop_dummies() -> None:
             torch.tensor([[30.0], [31.0], [10.0]]),
             torch.tensor([[3, 0], [3, 1], [1, 2]]),
         ),
-        ContrastiveBatch(torch.zeros(1, 1), torch.tensor([0]), torch.zeros(1, 1), -torch.ones(1, 2)),
+        ContrastiveBatch(torch.zeros(1, 1), torch.zeros(1).long(), torch.zeros(1, 1), dummy),
     ]
     image, text, text_image, records = retrieval_features(forward, batches, WORLD, torch.float32)
     assert image.tolist() == [[1.0], [3.0]] and records.tolist() == [1, 3]

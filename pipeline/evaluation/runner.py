@@ -33,7 +33,7 @@ from pipeline.config import PHASES, Config
 from pipeline.data.collate import Batch
 from pipeline.data.loader import StepDataset, read_all
 from pipeline.data.plan import Plan
-from pipeline.dist import World, gather_json
+from pipeline.dist import World, from_main, gather_json
 from pipeline.engine import dtype_of, resolve_precision
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.captions import check_metrics, score
@@ -75,7 +75,7 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     if world.is_main:
         result = _write(config, split, plan, predictions, loss, recall, export)
         log.info("evaluate      took %.0f s", time.perf_counter() - began)
-    return dict(gather_json(result, world)[0])
+    return dict(from_main(result, world))
 
 
 def output_folder(config: Config) -> Path:
