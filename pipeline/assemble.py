@@ -62,8 +62,7 @@ class Split:
         for size in self.manifest.sizes:
             sizes.append(min(size, left))
             left -= sizes[-1]
-        used = [size for size in sizes if size > 0]
-        return Plan(used, seed=0, global_batch=global_batch, sequential=True)
+        return Plan(sizes, seed=0, global_batch=global_batch, sequential=True)
 
 
 def open_split(config: Config, name: str) -> Split:
@@ -253,6 +252,7 @@ def _cached(
     """Encodes the split once, on all ranks together, unless a cache of these weights is there."""
     assert isinstance(images.source, DecodedImages)
     made_by = [tensor_hash(encoder.state_dict()), repr(images.source.transform), str(dtype)]
+    made_by.append(str(config.data.max_pixels))
     key = fingerprint_of(made_by, config.encoder.normalize, split.manifest.fingerprint)
     folder = Path(config.runs) / "features" / key
     encoder = encoder.to(world.device, dtype).eval()
@@ -267,6 +267,7 @@ def _cached(
         images.source,
         encode,
         folder,
+        width=encoder.width,
         rank=world.rank,
         ranks=world.size,
         workers=config.data.workers,
@@ -277,8 +278,11 @@ def _cached(
     return Images(CachedFeatures(folder), (encoder.width,))
 
 
-def recipe_identity(config: Config, cache: Path) -> dict[str, object]:
-    """What base weights and model a recipe means, independent of where its files lie."""
+def recipe_identity(config: Config, cache: Path, *, language: bool) -> dict[str, object]:
+    """What base weights and model a recipe means, independent of where its files lie.
+
+    language: of a phase with an LM; without, only what the contrastive phase reads.
+    """
     encoder = replace(config.encoder)
     source = config.encoder.arch.removeprefix("local-dir:")
     weights = [source, config.encoder.pretrained or "", config.llm.path]
@@ -286,14 +290,21 @@ def recipe_identity(config: Config, cache: Path) -> dict[str, object]:
         weights[:2] = ["", ""]
     hashes = [content_hash(Path(each), cache) if each else "" for each in weights]
     arch = hashes[0] if source != config.encoder.arch else encoder.arch
-    return {
-        "family": config.family,
+    identity: dict[str, object] = {
         "seed": config.seed,
         "precision": config.precision,
-        "encoder": [arch, hashes[1], encoder.normalize],
+        "encoder": [arch, hashes[1]],
+        "data": [config.data.lanes, config.data.window],
+    }
+    if not language:
+        return identity
+    return {
+        **identity,
+        "family": config.family,
+        "normalize": encoder.normalize,
+        "max_tokens": config.data.max_tokens,
         "st": vars(config.st),
         "llm": [hashes[2], config.llm.dropout],
-        "data": [config.data.max_tokens, config.data.lanes, config.data.window],
     }
 
 

@@ -50,14 +50,20 @@ def save_checkpoint(
     target = folder / f"step-{progress.step:06d}"
     writing = folder / f".writing-step-{progress.step:06d}"
     if world.is_main:
-        shutil.rmtree(writing, ignore_errors=True)
+        for torn in folder.glob(".writing-step-*"):
+            shutil.rmtree(torn, ignore_errors=True)
         writing.mkdir(parents=True)
     wait_for_all(world)
     engine.save(writing)
     save_file(_random_state(), writing / f"random-{world.rank}.safetensors")
     wait_for_all(world)
     if world.is_main:
-        state = {"progress": asdict(progress), "fingerprint": fingerprint, "ranks": world.size}
+        state = {
+            "progress": asdict(progress),
+            "fingerprint": fingerprint,
+            "ranks": world.size,
+            "layout": engine.layout,
+        }
         write_json(writing / _STATE, state)
         for path in sorted(writing.rglob("*")):
             sync(path)
@@ -72,15 +78,18 @@ def save_checkpoint(
 
 
 def newest_checkpoint(folder: Path, first: int, last: int) -> Path | None:
-    """The newest complete checkpoint with first < step < last or == last; None if there is none."""
+    """The newest complete checkpoint with first < step <= last; None if there is none."""
     usable = [each for each in _complete(folder) if first < _step(each) <= last]
     return usable[-1] if usable else None
 
 
-def stale_checkpoints(folder: Path, fingerprint: str) -> bool:
-    """True when `folder` holds checkpoints of another recipe."""
-    states = [json.loads((each / _STATE).read_text(encoding="utf-8")) for each in _complete(folder)]
-    return any(state["fingerprint"] != fingerprint for state in states)
+def holds_other_checkpoints(folder: Path, fingerprint: str, ranks: int | None = None) -> bool:
+    """True when `folder` holds checkpoints of another recipe (or, if given, of other ranks)."""
+    states = [_read_state(each) for each in _complete(folder)]
+    return any(
+        state["fingerprint"] != fingerprint or ranks not in (None, state["ranks"])
+        for state in states
+    )
 
 
 def load_checkpoint(path: Path, engine: Engine, fingerprint: str) -> Progress:
@@ -88,7 +97,7 @@ def load_checkpoint(path: Path, engine: Engine, fingerprint: str) -> Progress:
 
     Raises CheckpointError when the recipe, the data or the number of ranks is another.
     """
-    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    state = _read_state(path)
     if state["fingerprint"] != fingerprint:
         raise CheckpointError(
             f"{path} was written by another recipe or on other data; give another name=, or "
@@ -98,6 +107,11 @@ def load_checkpoint(path: Path, engine: Engine, fingerprint: str) -> Progress:
         raise CheckpointError(
             f"{path} was written by {state['ranks']} ranks, now there are {engine.world.size}; "
             f"start with {state['ranks']}, or overwrite=true to start the phase again"
+        )
+    if state["layout"] != engine.layout:
+        raise CheckpointError(
+            f"{path} was written under {state['layout']}, this run uses {engine.layout}; go back "
+            "to that ds_config and precision, or overwrite=true to start the phase again"
         )
     engine.load(path)
     _restore_random_state(load_file(path / f"random-{engine.world.rank}.safetensors"))
@@ -227,6 +241,17 @@ def _complete(folder: Path) -> list[Path]:
     """Checkpoints in order of their step; only complete ones have their final name."""
     found = [each for each in folder.glob("step-*") if (each / _STATE).is_file()]
     return sorted(found, key=_step)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        loaded: dict[str, Any] = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged ({error}); delete that folder, the same command goes on "
+            "from the one before"
+        ) from error
+    return loaded
 
 
 def _step(path: Path) -> int:

@@ -16,6 +16,11 @@ def one_of(default: str, *choices: str) -> Any:
     return field(default=default, metadata={"choices": choices})
 
 
+def not_negative(default: float | None) -> Any:
+    """A number field whose value must be zero or more (or null, where that is the default)."""
+    return field(default=default, metadata={"not_negative": True})
+
+
 def positive(default: float) -> Any:
     """A number field whose value must be above zero."""
     return field(default=default, metadata={"positive": True})
@@ -36,7 +41,7 @@ class STConfig:
 
     kind: str = one_of("mlp", "mlp", "transformer")
     prefix_length: int = positive(10)  # embeddings handed to the LLM for one image
-    hidden: int | None = None  # mlp: hidden width; null = LLM width * prefix_length / 2
+    hidden: int | None = not_negative(None)  # mlp: null = LLM width * prefix_length / 2
     clip_length: int = positive(10)  # transformer: tokens that the image feature is unfolded into
     num_layers: int = positive(8)  # transformer
     num_heads: int = positive(8)  # transformer
@@ -47,7 +52,7 @@ class LLMConfig:
     """The language model, any causal LM of transformers."""
 
     path: str = "gpt2"  # a local folder, or a name on the hub
-    dropout: float | None = None  # null keeps what the model's own config says
+    dropout: float | None = not_negative(None)  # null keeps what the model's own config says
 
 
 @dataclass
@@ -61,9 +66,9 @@ class DataConfig:
     max_tokens: int = positive(64)  # longest text in tokens, EOS included; the rest is cut, counted
     lanes: int = positive(64)  # the plan's parallel streams; part of the data order
     window: int = positive(1024)  # records shuffled together within a lane
-    workers: int = 2  # loading processes per rank; 0 loads in the training process
+    workers: int = not_negative(2)  # loading processes per rank; 0 loads in the training process
     max_pixels: int = positive(89_478_485)  # larger images are refused from their header
-    max_bad_fraction: float = 0.01  # of an epoch; more bad records than this stop the run
+    max_bad_fraction: float = not_negative(0.01)  # of an epoch; more bad records stop the run
     strict: bool = False  # stop at the first bad record
     cache_features: bool = True  # encode each image once where the encoder is frozen
 
@@ -81,11 +86,11 @@ class PhaseConfig:
     epochs: float = positive(1.0)
     max_steps: int | None = None  # ends the phase earlier; the schedule spans this many steps
     lr: float = positive(1e-4)
-    weight_decay: float = 0.01
+    weight_decay: float = not_negative(0.01)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    eps: float = 1e-8
-    clip_norm: float = 1.0  # of the global gradient; 0 switches clipping off
-    warmup_steps: int = 0
+    eps: float = positive(1e-8)
+    clip_norm: float = not_negative(1.0)  # of the global gradient; 0 switches clipping off
+    warmup_steps: int = not_negative(0)
     schedule: str = one_of("cosine", "cosine", "linear", "constant")
     activation_checkpointing: bool = False
     log_every: int = positive(10)  # steps
@@ -93,7 +98,7 @@ class PhaseConfig:
     keep_checkpoints: int = positive(2)
     eval_every: int = positive(500)  # steps; validation also runs at the end of the phase
     val_records: int | None = None  # validate on this many records only; null = the whole split
-    sample_images: int = 8  # validation images shown in TensorBoard with their captions
+    sample_images: int = not_negative(8)  # validation images shown with their captions
     stop_after: int | None = None  # stop, resumable, after this many steps of this start
 
 
@@ -104,14 +109,14 @@ class EncoderAdaptConfig(PhaseConfig):
     captions: str = one_of("one", "all", "one")
     lr: float = positive(1e-5)
     train: str = "all"  # all, or last:N (the last N blocks and what follows them)
-    layer_decay: float = 1.0  # each block's learning rate is this times that of the next one
+    layer_decay: float = positive(1.0)  # a block's learning rate is this times the next one's
 
 
 @dataclass
 class STAlignConfig(PhaseConfig):
     """The ST alone learns to speak the LLM's language."""
 
-    align_weight: float = 0.0  # of 1 - cosine(mean ST output, mean caption embedding)
+    align_weight: float = not_negative(0.0)  # of 1 - cosine(mean ST output, mean caption embedding)
 
 
 @dataclass
@@ -128,10 +133,10 @@ class LLMTuneConfig(PhaseConfig):
     """The task itself, in segments."""
 
     lr: float = positive(2e-5)
-    st_lr: float | None = None  # null = lr
+    st_lr: float | None = not_negative(None)  # null = lr
     label_smoothing: float = 0.0
     segments: list[SegmentConfig] = field(default_factory=list)  # empty: st and llm, `epochs` long
-    caption_records: int = 0  # validation records that are captioned and scored with CIDEr
+    caption_records: int = not_negative(0)  # validation records scored with CIDEr
 
 
 @dataclass
@@ -139,7 +144,7 @@ class EvaluateConfig:
     """Captioning of a split and its scores."""
 
     split: str = "test"
-    records: int | None = None  # null = the whole split
+    records: int | None = not_negative(None)  # null = the whole split
     batch: int = positive(32)  # images per rank and generation call
     beams: int = positive(5)
     max_new_tokens: int = positive(40)
@@ -166,8 +171,8 @@ class PrepareConfig:
     )  # scenes: records of each split
     image_size: int = positive(64)  # scenes: pixels
     records_per_shard: int = positive(1000)
-    seed: int = 0
-    workers: int = 2
+    seed: int = not_negative(0)
+    workers: int = not_negative(2)
 
 
 @dataclass
@@ -206,8 +211,8 @@ class Config:
     recipe: str = "quickstart"
     name: str = ""  # of the run directory; the recipe's name when empty
     runs: str = "runs"
-    seed: int = 0
-    family: str = one_of("clipcap", "clipcap", "text")
+    seed: int = not_negative(0)
+    family: str = one_of("clipcap", "clipcap")
     baseline: bool = False  # the same model with the EIM measures off, for as many records seen
     precision: str = one_of("auto", "auto", "bf16", "fp16", "fp32")
     make_missing: bool = False  # make missing shards, weights and predecessors first

@@ -5,6 +5,7 @@ injected; a value that stands in both places and differs is a ConfigError. Does 
 deepspeed, so that a recipe is checked in milliseconds.
 """
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -27,20 +28,54 @@ _DECIDED_BY_RECIPE = {
 }
 
 
+# What a recipe may leave to DeepSpeed.
+_KNOWN = (
+    "zero_optimization",
+    "zero_force_ds_cpu_optimizer",
+    "zero_allow_untested_optimizer",
+    "communication_data_type",
+    "aio",
+    "activation_checkpointing",
+    "flops_profiler",
+    "comms_logger",
+    "checkpoint",
+    "compile",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "seq_parallel_communication_data_type",
+)
+
+
 def check_ds_config(name: str, phase: PhaseConfig) -> None:
     """Raises ConfigError when the phase's DeepSpeed JSON is missing, broken or contradicts it."""
     loaded = read_ds_config(name, phase)
+    _check_form(name, phase, loaded)
     for key, decider in _DECIDED_BY_RECIPE.items():
         if key not in loaded:
             continue
         ours = getattr(phase, decider, None)
-        if key == "gradient_clipping" and loaded[key] == ours:
-            continue
-        if key == "train_batch_size" and loaded[key] == ours:
+        if ours is not None and loaded[key] == ours:
             continue
         raise ConfigError(
             f"{name}.ds_config={phase.ds_config} sets {key}={json.dumps(loaded[key])}, but the "
             f"recipe decides it ({decider}{'' if ours is None else f'={ours}'}); remove it there"
+        )
+
+
+def _check_form(name: str, phase: PhaseConfig, loaded: dict[str, Any]) -> None:
+    """Unknown keys (DeepSpeed would ignore a misspelt one) and a ZeRO stage that is none."""
+    where = f"{name}.ds_config={phase.ds_config}"
+    for key in loaded:
+        if key not in _KNOWN and key not in _DECIDED_BY_RECIPE:
+            close = difflib.get_close_matches(key, _KNOWN, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"usable: {', '.join(_KNOWN)}"
+            raise ConfigError(f"{where} sets the unknown key '{key}'; {hint}")
+    zero = loaded.get("zero_optimization", {})
+    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise ConfigError(
+            f"{where}: zero_optimization={json.dumps(zero)} must be an object with a stage from 0 "
+            "to 3"
         )
 
 

@@ -7,10 +7,12 @@ global number of targets. It assumes `dist.start()` was called.
 
 import contextlib
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import deepspeed
@@ -25,6 +27,7 @@ from torch import nn
 from pipeline import ds_config as ds
 from pipeline.config import PhaseConfig
 from pipeline.dist import World
+from pipeline.errors import CheckpointError
 from pipeline.models.placement import Placement
 from pipeline.phases import Group
 
@@ -104,6 +107,7 @@ class Engine:
         self.world = world
         self.stage = ds.zero_stage(loaded)
         self.groups = tuple(groups)
+        self.layout = f"ZeRO-{self.stage}, {precision}"  # what a checkpoint can be loaded into
         self._trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.trained_parameters = sum(_full_size(p) for _, p in self._trained)
         self.all_parameters = sum(_full_size(p) for p in module.parameters())
@@ -166,10 +170,19 @@ class Engine:
             )
 
     def load(self, folder: Path) -> None:
-        """Takes over what `save` wrote; only tensors are unpickled, never code."""
+        """Takes over what `save` wrote; only tensors are unpickled, never code.
+
+        Raises CheckpointError when the files hold anything else or cannot be read.
+        """
         safe = [ZeroStageEnum, LossScaler, fragment_address]
-        with _quiet(), torch.serialization.safe_globals(safe):
-            self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+        try:
+            with _quiet(), _weights_only(), torch.serialization.safe_globals(safe):
+                self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+        except (UnpicklingError, EOFError, OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint {folder} is damaged or not ours ({error}); delete that folder, the "
+                "same command goes on from the one before"
+            ) from error
 
     def trained_tensors(self) -> dict[str, torch.Tensor]:
         """The trained parameters in float32 on the CPU of rank 0; empty on the other ranks."""
@@ -204,6 +217,21 @@ def _join() -> None:
             deepspeed.init_distributed(
                 torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False
             )
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """DeepSpeed asks torch.load for full pickles; this variable overrules every caller."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -18,6 +18,9 @@ from pipeline.engine import Engine
 from pipeline.losses import alignment_loss, contrastive_loss, language_loss
 from pipeline.models.multimodal import MultimodalLM
 
+# The inverse temperature's upper bound: Radford et al., 2021, section 2.5.
+_HOTTEST = 100.0
+
 
 class Task(nn.Module):
     """The module that DeepSpeed wraps: a model together with its loss."""
@@ -92,7 +95,7 @@ class ContrastiveTask(Task):
             scale = output["logit_scale"]
         else:
             image, text, scale = output[:3]
-        return image[batch.image_rows], text, scale
+        return image[batch.image_rows], text, scale.clamp(max=_HOTTEST)
 
 
 @dataclass(frozen=True)
@@ -150,10 +153,16 @@ class ContrastiveObjective:
         """Gradients of the mean over the global batch's pairs."""
         moved = [_contrastive(to_device(batch, self.world.device, self.dtype)) for batch in batches]
         once = len(moved) == 1
+        randomness = []
+        outputs = []
         with torch.set_grad_enabled(once):
-            outputs = [self.engine(batch) for batch in moved]
+            for batch in moved:
+                randomness.append(_random_state())
+                outputs.append(self.engine(batch))
         share, pairs, gradients, scale_gradient = self._loss_gradients(moved, outputs)
         for i, batch in enumerate(moved):
+            if not once:
+                _restore(randomness[i])  # the second forward drops what the first has dropped
             image, text, scale = outputs[i] if once else self.engine(batch)
             image_gradient, text_gradient = gradients[i]
             surrogate = (image * image_gradient).sum() + (text * text_gradient).sum()
@@ -209,3 +218,15 @@ def _rows(batch: LanguageBatch) -> float:
 def _contrastive(batch: Batch) -> ContrastiveBatch:
     assert isinstance(batch, ContrastiveBatch)
     return batch
+
+
+def _random_state() -> list[Tensor]:
+    """Of the CPU and, where there is one, of this process's GPU."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_available() else states
+
+
+def _restore(states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])

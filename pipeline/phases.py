@@ -78,6 +78,7 @@ def as_baseline(config: Config, records: int) -> Config:
     tune = replace(
         config.llm_tune,
         enabled=True,
+        init_from=None,
         segments=[],
         epochs=seen / records,
         max_steps=None,
@@ -87,6 +88,7 @@ def as_baseline(config: Config, records: int) -> Config:
     return replace(
         config,
         name=f"{config.name}-baseline",
+        baseline=False,  # done: its recipe says what is off
         encoder_adapt=replace(config.encoder_adapt, enabled=False),
         st_align=replace(config.st_align, enabled=False),
         llm_tune=tune,

@@ -1,4 +1,4 @@
-"""Makes what a stage needs and does not find, where the recipe says so (`make_missing`).
+"""Checks what a stage needs, and makes what it does not find where the recipe says so.
 
 Raw data to shards, small weights from scratch, the phases before: so that a stage without
 arguments works in a fresh clone. A real recipe leaves this off and gets a clear error instead.
@@ -12,6 +12,7 @@ from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.prepare import prepare
 from pipeline.dist import World, from_main
 from pipeline.errors import DataError, UserError
+from pipeline.preflight import check, check_scores
 from pipeline.pretrain import pretrain
 from pipeline.run import effective, run_phase
 
@@ -33,11 +34,17 @@ def make_shards(config: Config, world: World) -> None:
 
 
 def ensure(config: Config, world: World, *, until: str) -> bool:
-    """Makes what is missing before phase (or `pretrain`, `evaluate`) `until`; every rank calls it.
+    """Checks the recipe and makes what is missing before `until`; every rank calls it.
+
+    until: a phase, `pretrain` or `evaluate`.
 
     Returns False when something stopped half-way, to be resumed by the same command.
     """
+    if until == "evaluate":
+        check_scores(config)
     if not config.make_missing:
+        if until != "pretrain":
+            check(effective(config))
         return True
     if from_main(_shards_missing(config), world):
         make_shards(config, world)
@@ -46,6 +53,7 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
     if config.pretrain.out and not pretrain(config, world):
         return False
     chosen = effective(config)
+    check(chosen)
     for name in PHASES:
         if name == until:
             return True

@@ -53,7 +53,12 @@ def pretrain(config: Config, world: World) -> bool:
         if world.is_main:
             _publish_clip(clip, initial / "clip", out / "clip")
         wait_for_all(world)
-    language = replace(derived, family="text", llm=LLMConfig(str(initial / "llm")))
+    language = replace(
+        derived,
+        family="text",
+        llm=LLMConfig(str(initial / "llm")),
+        encoder_adapt=replace(derived.encoder_adapt, enabled=False),
+    )
     if agree_any(not (out / "llm").is_dir(), world):
         if not run_phase(language, "llm_tune", world):
             return False

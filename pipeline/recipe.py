@@ -7,16 +7,24 @@ the repository's `stages/recipes/`.
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config import PHASES, Config, LLMTuneConfig, PhaseConfig, PrepareConfig
+from pipeline.config import (
+    PHASES,
+    Config,
+    EncoderAdaptConfig,
+    LLMTuneConfig,
+    PhaseConfig,
+    PrepareConfig,
+)
 from pipeline.ds_config import check_ds_config
 from pipeline.errors import ConfigError
 
@@ -78,12 +86,10 @@ def save_recipe(config: Config, path: Path) -> None:
 def validate(config: Config) -> None:
     """Raises ConfigError for values that cannot work, before any model is loaded."""
     _check_fields(config, prefix="")
+    if config.name != Path(config.name).name:
+        raise ConfigError(f"name={config.name!r} must be one folder name; set runs= for its place")
     for name, phase in phase_configs(config):
         _check_phase(name, phase)
-    train = config.encoder_adapt.train
-    if not re.fullmatch(r"all|last:[1-9]\d*", train):
-        raise ConfigError(f"encoder_adapt.train={train!r} is unknown: use 'all' or 'last:N'")
-    _check_segments(config.llm_tune)
 
 
 def phase_configs(config: Config) -> Iterator[tuple[str, PhaseConfig]]:
@@ -95,7 +101,7 @@ def phase_configs(config: Config) -> Iterator[tuple[str, PhaseConfig]]:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """'; did you mean X?' for the known word nearest to `word`, else what there is to choose."""
+    """'did you mean X?' for the known word nearest to `word`, else what there is to choose."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
 
@@ -143,8 +149,8 @@ def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
         merged = OmegaConf.merge(OmegaConf.structured(section), *sources)
         OmegaConf.resolve(merged)
         return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        key = error.full_key or error.key or "a key"
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        key = getattr(error, "full_key", None) or "a value of the recipe"
         raise ConfigError(
             f"{key}: {_one_line(error)}; see pipeline/config.py for its type"
         ) from error
@@ -162,55 +168,83 @@ def _check_keys(node: Any, schema: Any, *, where: str, prefix: str = "") -> None
             raise ConfigError(f"unknown key '{prefix}{name}' ({where}); {hint}")
         kind = known[name].type
         child = node._get_node(key)
-        if dataclasses.is_dataclass(kind):
-            _check_keys(child, kind, where=where, prefix=f"{prefix}{name}.")
-        elif kind == dict[str, PrepareConfig] and isinstance(child, DictConfig):
-            for entry in map(str, child):
-                inner = child._get_node(entry)
-                _check_keys(inner, PrepareConfig, where=where, prefix=f"{prefix}{name}.{entry}.")
+        for below, entry, inner in _inside(kind, child, f"{prefix}{name}"):
+            _check_keys(entry, inner, where=where, prefix=f"{below}.")
+
+
+def _inside(kind: Any, node: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, node, dataclass) of what a field of type `kind` holds."""
+    if dataclasses.is_dataclass(kind):
+        yield key, node, kind
+        return
+    container, inner = get_origin(kind), get_args(kind)[-1:]
+    if isinstance(node, Node) and node._is_interpolation():
+        return
+    if container is list and not isinstance(node, ListConfig):
+        raise ConfigError(f"{key} must be a list: [...]")
+    if not inner or not dataclasses.is_dataclass(inner[0]):
+        return
+    if container is list:
+        yield from ((f"{key}[{i}]", node._get_node(i), inner[0]) for i in range(len(node)))
+    elif isinstance(node, DictConfig):
+        yield from ((f"{key}.{each}", node._get_node(each), inner[0]) for each in map(str, node))
 
 
 def _check_fields(section: Any, prefix: str) -> None:
-    """Choices and signs, as the fields' metadata states them."""
+    """Choices and signs, as the fields' metadata states them, at any depth."""
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         key = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(value):
-            _check_fields(value, prefix=f"{key}.")
-        elif isinstance(value, Mapping):
-            for name, entry in value.items():
-                if dataclasses.is_dataclass(entry):
-                    _check_fields(entry, prefix=f"{key}.{name}.")
+        for name, entry in _entries(value):
+            _check_fields(entry, prefix=f"{key}{name}.")
         choices = field.metadata.get("choices")
         if choices and value not in choices:
             raise ConfigError(f"{key}={value!r} is unknown; {nearest(str(value), choices)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}={value} must be a finite number")
         if field.metadata.get("positive") and not value > 0:
             raise ConfigError(f"{key}={value} must be above zero")
+        if field.metadata.get("not_negative") and value is not None and value < 0:
+            raise ConfigError(f"{key}={value} must not be negative")
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """The dataclasses in a field's value, with what their keys add to its name."""
+    if dataclasses.is_dataclass(value):
+        yield "", value
+    elif isinstance(value, Mapping):
+        yield from ((f".{k}", each) for k, each in value.items() if dataclasses.is_dataclass(each))
+    elif isinstance(value, list):
+        found = (each for each in value if dataclasses.is_dataclass(each))
+        yield from ((f"[{i}]", each) for i, each in enumerate(found))
 
 
 def _check_phase(name: str, phase: PhaseConfig) -> None:
-    for key in ("weight_decay", "clip_norm", "warmup_steps", "sample_images"):
-        if getattr(phase, key) < 0:
-            raise ConfigError(f"{name}.{key}={getattr(phase, key)} must not be negative")
     for key in ("max_steps", "stop_after", "val_records"):
         value = getattr(phase, key)
         if value is not None and value < 1:
             raise ConfigError(f"{name}.{key}={value} must be 1 or more; leave it null for no limit")
     if len(phase.betas) != 2 or not all(0 <= beta < 1 for beta in phase.betas):
         raise ConfigError(f"{name}.betas={phase.betas} must be two numbers in [0, 1)")
+    if isinstance(phase, EncoderAdaptConfig) and not re.fullmatch(
+        r"all|last:[1-9]\d*", phase.train
+    ):
+        raise ConfigError(f"{name}.train={phase.train!r} is unknown: use 'all' or 'last:N'")
+    if isinstance(phase, LLMTuneConfig):
+        _check_segments(name, phase)
     check_ds_config(name, phase)
 
 
-def _check_segments(phase: LLMTuneConfig) -> None:
+def _check_segments(name: str, phase: LLMTuneConfig) -> None:
     for index, segment in enumerate(phase.segments):
         unknown = [part for part in segment.train if part not in _TRAINABLE]
-        if unknown or not segment.train:
+        if unknown or not segment.train or len(set(segment.train)) < len(segment.train):
             raise ConfigError(
-                f"llm_tune.segments[{index}].train={segment.train}: name at least one of "
-                f"{', '.join(_TRAINABLE)}"
+                f"{name}.segments[{index}].train={segment.train}: name at least one of "
+                f"{', '.join(_TRAINABLE)}, each once"
             )
     if not 0 <= phase.label_smoothing < 1:
-        raise ConfigError(f"llm_tune.label_smoothing={phase.label_smoothing} must be in [0, 1)")
+        raise ConfigError(f"{name}.label_smoothing={phase.label_smoothing} must be in [0, 1)")
 
 
 def _one_line(error: Exception) -> str:

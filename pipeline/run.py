@@ -8,7 +8,7 @@ import logging
 import math
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from pipeline import checkpoint as ckpt
-from pipeline.assemble import Split, open_split, recipe_identity
+from pipeline.assemble import open_split, recipe_identity
 from pipeline.callbacks.checkpoint import Checkpointer
 from pipeline.callbacks.evaluate import Evaluator
 from pipeline.callbacks.monitor import Board, Monitor
 from pipeline.callbacks.preempt import Preempt
 from pipeline.checkpoint import Progress
-from pipeline.config import Config, PhaseConfig
+from pipeline.config import Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.data.loader import iterate
 from pipeline.dist import World, from_main, wait_for_all
 from pipeline.engine import resolve_precision
@@ -56,7 +56,7 @@ _HARMLESS = {
 
 def effective(config: Config) -> Config:
     """The recipe that is really run: its baseline where `baseline` is true."""
-    if not config.baseline or config.name.endswith("-baseline"):
+    if not config.baseline:
         return config
     return as_baseline(config, open_split(config, config.data.train_split).manifest.records)
 
@@ -69,8 +69,8 @@ def export_folder(config: Config, phase: str) -> Path:
 def run_phase(config: Config, name: str, world: World) -> bool:
     """Brings one phase to its export. Every rank calls it.
 
-    Returns True when the export is there, False when the run stopped before (and can be resumed by
-    the same command). Raises UserError for what the user can mend.
+    Returns True when the export is there and what follows may start, False when the run was stopped
+    (the same command goes on). Raises UserError for what the user can mend.
     """
     config = effective(config)
     phase: PhaseConfig = getattr(config, name)
@@ -78,7 +78,8 @@ def run_phase(config: Config, name: str, world: World) -> bool:
         log.info("%-13s is off in this recipe (%s.enabled=false)", name, name)
         return True
     split = open_split(config, config.data.train_split)
-    start, fingerprint = _inherit(config, name, split, world)
+    start = _start_of(config, name, world)
+    fingerprint = fingerprint_of_phase(config, name, world)
     folder = Path(config.runs) / config.name / name
     if _already_done(config, name, folder, fingerprint, world):
         log.info("%-13s is finished already: %s", name, folder / "export")
@@ -86,6 +87,7 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         save_recipe(config, folder.parent / "config.yaml")
+        save_recipe(config, folder / "config.yaml")
     wait_for_all(world)
     plan_steps = math.ceil(split.manifest.records / phase.global_batch)
     stretches = segments(name, phase, plan_steps)
@@ -103,8 +105,9 @@ def run_phase(config: Config, name: str, world: World) -> bool:
         finished, progress, tensors = runner.train(tensors, progress, target, budget)
         budget = None if budget is None else budget - runner.steps
         done_all = finished and segment is stretches[-1]
-        _summarise(folder, name, progress, done_all, runner, world)
-        if not done_all and (not finished or budget == 0):
+        if done_all or not finished or budget == 0 or runner.stop_reason:
+            _summarise(folder, name, progress, done_all, runner, world)
+        if runner.stop_reason == "signal" or (not done_all and (not finished or budget == 0)):
             return False
     return True
 
@@ -217,9 +220,10 @@ class _SegmentRun:
             ),
         )
 
-    def _max_bad_records(self, setup: Setup) -> float:
-        epochs = self.segment.stop / setup.dataset.plan.steps_per_epoch
-        return self.config.data.max_bad_fraction * setup.dataset.plan.records * max(epochs, 1.0)
+    def _max_bad_records(self, setup: Setup) -> Callable[[int], float]:
+        """At step s: the fraction of all records planned so far, of one epoch at least."""
+        plan, fraction = setup.dataset.plan, self.config.data.max_bad_fraction
+        return lambda step: fraction * plan.records * max(step / plan.steps_per_epoch, 1.0)
 
     def _export(
         self, setup: Setup, start: Mapping[str, Tensor], progress: Progress, target: Path
@@ -243,42 +247,62 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _inherit(config: Config, name: str, split: Split, world: World) -> tuple[Path | None, str]:
-    """The export that the phase starts from, and the fingerprint of all it depends on."""
+def fingerprint_of_phase(config: Config, name: str, world: World) -> str:
+    """A hash of all that a phase's result depends on, its predecessors' recipes included.
+
+    Every rank calls it; rank 0 reads the weights' hashes. config: the effective one.
+    """
     phase: PhaseConfig = getattr(config, name)
-    start: Path | None = None
+    before: str | None = None
+    previous = predecessor(config, name)
     if phase.init_from is not None:
-        start = Path(phase.init_from)
-        if ckpt.read_export(start) is None:
-            raise ConfigError(
-                f"{name}.init_from={start} is not a finished export (a folder with export.json and "
-                f"{ckpt.WEIGHTS}); name another"
-            )
-    else:
-        before = predecessor(config, name)
-        if before is not None:
-            start = export_folder(config, before)
-            if ckpt.read_export(start) is None:
-                raise ConfigError(
-                    f"{name} starts from {before}, which is not finished ({start} is missing); run "
-                    f"stages/{before}.py first, or set {before}.enabled=false, or name weights "
-                    f"with {name}.init_from="
-                )
-    inherited = ckpt.read_export(start) if start is not None else None
-    values = {key: value for key, value in asdict(phase).items() if key not in _HARMLESS}
+        found = ckpt.read_export(Path(phase.init_from))
+        before = None if found is None else found["fingerprint"]
+    elif previous is not None:
+        before = fingerprint_of_phase(config, previous, world)
+    language = not isinstance(phase, EncoderAdaptConfig)
     identity: dict[str, object] = {}
     if world.is_main:
-        identity = recipe_identity(config, Path(config.runs) / ".hashes.json")
+        cache = Path(config.runs) / ".hashes.json"
+        identity = recipe_identity(config, cache, language=language)
     identity = from_main(identity, world)
-    before_print = None if inherited is None else inherited["fingerprint"]
-    return start, ckpt.fingerprint_of(identity, values, split.manifest.fingerprint, before_print)
+    values = {key: value for key, value in asdict(phase).items() if key not in _HARMLESS}
+    shards = open_split(config, config.data.train_split).manifest.fingerprint
+    return ckpt.fingerprint_of(identity, values, shards, before)
+
+
+def _start_of(config: Config, name: str, world: World) -> Path | None:
+    """The export that the phase starts from; None for the base weights."""
+    phase: PhaseConfig = getattr(config, name)
+    if phase.init_from is not None:
+        return Path(phase.init_from)
+    before = predecessor(config, name)
+    if before is None:
+        return None
+    start = export_folder(config, before)
+    found = from_main(ckpt.read_export(start), world)
+    if found is None:
+        raise ConfigError(
+            f"{name} starts from {before}, which is not finished ({start} is missing); run "
+            f"stages/{before}.py first, or set {before}.enabled=false, or name weights with "
+            f"{name}.init_from="
+        )
+    if found["fingerprint"] != fingerprint_of_phase(config, before, world):
+        raise CheckpointError(
+            f"{name} starts from {start}, which was made by another recipe, other data or other "
+            f"weights; run stages/{before}.py with overwrite=true, or take it as it is with "
+            f"{name}.init_from={start}"
+        )
+    return start
 
 
 def _already_done(config: Config, name: str, folder: Path, fingerprint: str, world: World) -> bool:
     """True when the export is of this recipe; clears an outdated one where that is allowed."""
     found = ckpt.read_export(folder / "export")
     done = found is not None and found["fingerprint"] == fingerprint
-    outdated = found is not None or ckpt.stale_checkpoints(folder / "checkpoints", fingerprint)
+    outdated = found is not None or ckpt.holds_other_checkpoints(
+        folder / "checkpoints", fingerprint, world.size if config.overwrite else None
+    )
     done, outdated = from_main([done, outdated], world)
     if done:
         return True

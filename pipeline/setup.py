@@ -4,8 +4,9 @@ The one place that tells the phases apart: `encoder_adapt` trains an image-text 
 contrastive objective, the others a multimodal LM with the LM objective.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from PIL import Image
@@ -19,11 +20,10 @@ from pipeline.assemble import (
     pair_dataset,
     share_of,
 )
-from pipeline.callbacks.probes import Batches, CaptionProbe, References, RetrievalProbe
+from pipeline.callbacks.probes import CaptionProbe, References, RetrievalProbe
 from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig, STAlignConfig
-from pipeline.data.collate import Batch
-from pipeline.data.loader import StepDataset, read_all
-from pipeline.data.plan import Plan
+from pipeline.data.loader import StepDataset, batches
+from pipeline.data.plan import Plan, items_in_order
 from pipeline.dist import World
 from pipeline.engine import Engine, dtype_of, placement_for
 from pipeline.models.encoder import load_clip
@@ -36,7 +36,7 @@ from pipeline.objectives import (
     Objective,
     Task,
 )
-from pipeline.phases import Group, Segment, encoder_groups, part_groups
+from pipeline.phases import Segment, encoder_groups, part_groups
 
 
 class Probe(Protocol):
@@ -92,7 +92,7 @@ def _contrastive(
         clip.model.set_grad_checkpointing()  # type: ignore[operator]
     task = ContrastiveTask(clip.model)
     groups = encoder_groups(clip.model, phase)
-    engine = _engine(task, groups, phase, name, precision, world)
+    engine = Engine(task, groups, phase, name=name, precision=precision, world=world)
     train = open_split(config, config.data.train_split)
     val = open_split(config, config.data.val_split)
     share = share_of(world, phase.micro_batch)
@@ -101,8 +101,8 @@ def _contrastive(
     pairs = pair_dataset(config, val, val_plan, clip, share, captions="all")
     probe = RetrievalProbe(
         engine,
-        pairs=_batches(pairs, config.data.workers),
-        references=References(val.reader, _items(val_plan)),
+        pairs=partial(batches, pairs, workers=config.data.workers),
+        references=References(val.reader, items_in_order(val_plan)),
         sample_images=phase.sample_images,
         dtype=dtype,
     )
@@ -136,7 +136,7 @@ def _language(
         built.model.llm.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
     task = LanguageTask(built.model, label_smoothing=smoothing)
     groups = part_groups(family(config.family).parts(built.model), segment, phase)
-    engine = _engine(task, groups, phase, name, precision, world)
+    engine = Engine(task, groups, phase, name=name, precision=precision, world=world)
     align = phase.align_weight if isinstance(phase, STAlignConfig) else 0.0
     objective = LanguageObjective(engine, world, dtype, align_weight=align)
     share = share_of(world, phase.micro_batch)
@@ -157,9 +157,9 @@ def _language(
         engine,
         built.model,
         built.tokenizer,
-        rows=_batches(rows, config.data.workers),
-        prompts=_batches(dataset("val", shown_plan, "none"), 0),
-        references=References(val.reader, _items(shown_plan) if shown else []),
+        rows=partial(batches, rows, workers=config.data.workers),
+        prompts=partial(batches, dataset("val", shown_plan, "none"), workers=0),
+        references=References(val.reader, items_in_order(shown_plan) if shown else []),
         caption_records=captioned,
         sample_images=phase.sample_images,
         max_new_tokens=config.evaluate.max_new_tokens,
@@ -167,28 +167,3 @@ def _language(
     )
     plan = train.plan(phase.global_batch, seed=config.seed)
     return Setup(task, engine, objective, dataset("train", plan, phase.captions), probe)
-
-
-def _engine(
-    task: Task,
-    groups: Sequence[Group],
-    phase: PhaseConfig,
-    name: str,
-    precision: str,
-    world: World,
-) -> Engine:
-    return Engine(task, groups, phase, name=name, precision=precision, world=world)
-
-
-def _batches(dataset: StepDataset, workers: int) -> Batches:
-    def batches() -> Iterator[Batch]:
-        for loaded in read_all(dataset, workers=workers):
-            yield from loaded.batches
-
-    return batches
-
-
-def _items(plan: Plan) -> list[tuple[int, int]]:
-    """The plan's records in order, as (shard, record)."""
-    steps = (plan.step(0, k) for k in range(plan.steps_per_epoch))
-    return [(int(shard), int(record)) for step in steps for shard, record in step]

@@ -13,12 +13,13 @@ from typing import Protocol
 from torch import Tensor
 
 from pipeline.checkpoint import Progress
-from pipeline.data.collate import ContrastiveBatch, LanguageBatch
 from pipeline.data.loader import RankStep
 from pipeline.dist import World, gather_json, sum_over_ranks
 from pipeline.engine import Engine
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.objectives import Objective
+
+_MOST_SKIPPED = 20  # fp16 skips a few steps while it finds its loss scale
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Trainer:
         last_step: int,
         progress: Progress,
         callbacks: Sequence[Callback],
-        max_bad_records: float,
+        max_bad_records: Callable[[int], float],
     ) -> None:
         self.engine, self.objective = engine, objective
         self.world: World = engine.world
@@ -74,6 +75,7 @@ class Trainer:
         self._learning_rate = learning_rate
         self._callbacks = callbacks
         self._max_bad_records = max_bad_records
+        self._skipped_in_a_row = 0
 
     @property
     def finished(self) -> bool:
@@ -105,6 +107,7 @@ class Trainer:
         self.progress.step += 1
         self.progress.updates += not result.skipped
         self.progress.steps_skipped += result.skipped
+        self._stop_divergence(result.skipped, max(lrs.values()))
         self.progress.seconds += seconds
         return StepRecord(
             step=self.progress.step,
@@ -148,23 +151,25 @@ class Trainer:
         for _, faults, _ in found:
             skipped.update(faults)
         self.progress.records_skipped = dict(skipped)
-        if sum(skipped.values()) > self._max_bad_records:
+        if sum(skipped.values()) > self._max_bad_records(self.progress.step):
             example = next(line for _, _, lines in found for line in lines)
             raise DataError(
                 f"{sum(skipped.values())} records could not be used, more than "
-                f"data.max_bad_fraction allows ({dict(skipped)}); the last: {example}"
+                f"data.max_bad_fraction allows ({dict(skipped)}), the last: {example}; mend the "
+                "shards, or raise data.max_bad_fraction"
+            )
+
+    def _stop_divergence(self, skipped: bool, lr: float) -> None:
+        """Every rank skips the same steps, so every rank raises."""
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        if self._skipped_in_a_row >= _MOST_SKIPPED:
+            raise ConfigError(
+                f"gradients were not finite for {_MOST_SKIPPED} steps in a row (learning rate "
+                f"{lr:g}); lower lr, raise warmup_steps, or use precision=bf16 or fp32"
             )
 
 
 def _text_positions(loaded: RankStep) -> tuple[float, float]:
-    """Positions of the text that hold a token, and all of them."""
-    tokens = slots = 0
-    for batch in loaded.batches:
-        if isinstance(batch, LanguageBatch) and batch.keys:
-            tokens += int(batch.attention_mask.sum())
-            slots += batch.attention_mask.numel()
-        elif isinstance(batch, ContrastiveBatch) and batch.keys:
-            # Whatever the tokenizer pads with is what its longest run of equal last ids shows.
-            tokens += int((batch.text != batch.text[:, -1:]).sum()) + len(batch.text)
-            slots += batch.text.numel()
-    return float(tokens), float(slots)
+    """Positions of the text that hold a token, and all of them; dummies do not count."""
+    found = [batch.text_positions() for batch in loaded.batches if batch.keys]
+    return float(sum(tokens for tokens, _ in found)), float(sum(slots for _, slots in found))

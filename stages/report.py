@@ -6,7 +6,7 @@ python stages/report.py [recipe=NAME] [name=RUN]
 import sys
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import ConfigError, UserError
 from pipeline.evaluation.compare import compare
 from pipeline.recipe import load_recipe
 from pipeline.stage import leave_with_user_error
@@ -14,6 +14,10 @@ from pipeline.stage import leave_with_user_error
 if __name__ == "__main__":
     try:
         recipe = load_recipe(sys.argv[1:])
+        if not (Path(recipe.runs) / recipe.name).is_dir():
+            raise ConfigError(
+                f"there is no run {Path(recipe.runs) / recipe.name}; train one, or give its name="
+            )
         print(compare(Path(recipe.runs), recipe.name, f"{recipe.name}-baseline"))
     except UserError as error:
         leave_with_user_error(error, rank=0)

@@ -59,7 +59,12 @@ def test_only_complete_checkpoints_of_the_segment_count(tmp_path: Path) -> None:
     newest = ckpt.newest_checkpoint(tmp_path, 0, 19)
     assert newest is not None and newest.name == "step-000010"
     assert ckpt.newest_checkpoint(tmp_path, 20, 30) is None
-    assert ckpt.stale_checkpoints(tmp_path, "other") and not ckpt.stale_checkpoints(tmp_path, "f")
+    assert ckpt.holds_other_checkpoints(tmp_path, "other")
+    assert not ckpt.holds_other_checkpoints(tmp_path, "f")
+    assert ckpt.holds_other_checkpoints(tmp_path, "f", ranks=2)
+    (tmp_path / "step-000020" / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="step-000020 is damaged"):
+        ckpt.holds_other_checkpoints(tmp_path, "f")
 
 
 def test_content_decides_about_weights_not_their_place(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     6: ("objectives", "validation", "captioning"),
     7: ("trainer", "callbacks", "assemble"),
     8: ("evaluation", "chat"),
-    9: ("setup", "pretrain", "run", "prerequisites", "stage"),
+    9: ("setup", "pretrain", "run", "preflight", "prerequisites", "stage", "evaluation.runner"),
 }
 
 # Exceptions: these import nothing of ours but what is named (and each other, for the scores).

@@ -64,14 +64,16 @@ def test_the_baseline_sees_as_many_records_with_the_measures_off(records: int) -
     config.st_align.epochs = 1
     config.llm_tune.segments = [SegmentConfig(epochs=1), SegmentConfig(epochs=2)]
     config.llm_tune.label_smoothing, config.llm_tune.st_lr = 0.1, 1.0
+    config.llm_tune.init_from = "the/EIM/run/export"
     base = as_baseline(config, records)
     assert not base.encoder_adapt.enabled and not base.st_align.enabled
     assert (base.llm_tune.label_smoothing, base.llm_tune.st_lr) == (0.0, None)
+    assert base.llm_tune.init_from is None
     per_epoch = math.ceil(records / base.llm_tune.global_batch)
     (only,) = segments("llm_tune", base.llm_tune, per_epoch)
     assert only.train == ("st", "llm")
     assert abs(only.steps - 6 * per_epoch) <= 1
-    assert base.name == "run-baseline"
+    assert (base.name, base.baseline) == ("run-baseline", False)
 
 
 def test_the_baseline_counts_what_max_steps_leaves() -> None:

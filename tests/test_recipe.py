@@ -68,6 +68,16 @@ def test_segments_and_interpolations_become_objects() -> None:
         ("llm_tune.segments=[{train: [stt]}]", "name at least one of st, llm"),
         ("st_align.ds_config=zero4", "one of zero1, zero2, zero3, zero3_offload"),
         ("st_align.betas=[0.9]", "two numbers"),
+        ("seed=-1", "seed=-1 must not be negative"),
+        ("encoder_adapt.layer_decay=-1", "must be above zero"),
+        ("st_align.align_weight=-0.1", "must not be negative"),
+        ("st_align.epochs=inf", "must be a finite number"),
+        ("llm_tune.segments=[{train: [st], epochs: -1}]", "llm_tune.segments[0].epochs=-1"),
+        ("llm_tune.segments=[{train: [st, st]}]", "each once"),
+        ("llm_tune.segments={train: [st]}", "llm_tune.segments must be a list"),
+        ("llm_tune.segments=[{trian: [st]}]", "'llm_tune.segments[0].trian' (command line); did"),
+        ("pretrain.clip.train=bogus", "pretrain.clip.train='bogus' is unknown"),
+        ("name=../x", "one folder name"),
         ("st_align.stop_after=0", "leave it null for no limit"),
         ("recipe=quikstart", "did you mean 'quickstart'?"),
         ("recipe=/nowhere/x.yaml", "no such file"),
@@ -90,6 +100,22 @@ def test_broken_yaml_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("a: [1\nb: {")
     assert "broken.yaml" in refused(f"recipe={path}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("zero_optimisation", {"stage": 3}),
+        ("zero_optimization", True),
+        ("zero_optimization", {"stage": 5}),
+    ],
+)
+def test_a_ds_config_that_deepspeed_would_misread(
+    tmp_path: Path, tiny: str, key: str, value: object
+) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({key: value}))
+    assert "zero_optimization" in refused(tiny, f"st_align.ds_config={path}")
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,13 @@ class Evaluator:
         """Nothing: the last step was validated, an early stop goes on later."""
 
     def _validate(self, trainer: Trainer) -> dict[str, float]:
-        # Generation may draw random numbers; training must not notice that it was watched.
-        state = torch.get_rng_state()
         trainer.engine.train(False)
-        with torch.no_grad():
+        # Generation may draw random numbers; training must not notice that it was watched.
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
             metrics = self._measure()
             picture = self._show()
         trainer.engine.train()
-        torch.set_rng_state(state)
         step = trainer.progress.step
         self._board.scalars({f"val/{name}": value for name, value in metrics.items()}, step)
         if picture is not None:

@@ -36,7 +36,9 @@ class Preempt:
             trainer.stop_reason = "signal"
 
     def on_stop(self, trainer: Trainer) -> None:
-        """Gives the signals back."""
+        """Gives the signals back; one that came after the last step counts too."""
+        if agree_any(self._received is not None, trainer.world):
+            trainer.stop_reason = "signal"
         self._restore()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

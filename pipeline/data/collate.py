@@ -39,6 +39,10 @@ class LanguageBatch:
     keys: tuple[str, ...] = ()
     cut: int = 0  # rows whose text was longer than allowed
 
+    def text_positions(self) -> tuple[int, int]:
+        """Positions that hold a token or an image slot, and all positions."""
+        return int(self.attention_mask.sum()), self.attention_mask.numel()
+
 
 @dataclass
 class ContrastiveBatch:
@@ -50,6 +54,13 @@ class ContrastiveBatch:
     identity: Tensor  # (N, 2) of the record and of the text; -1 for a dummy
     keys: tuple[str, ...] = ()
     cut: int = 0
+
+    def text_positions(self) -> tuple[int, int]:
+        """Positions that hold a token, and all positions.
+
+        Whatever a tokenizer pads with is what its longest run of equal last ids shows.
+        """
+        return int((self.text != self.text[:, -1:]).sum()) + len(self.text), self.text.numel()
 
 
 Batch = LanguageBatch | ContrastiveBatch

@@ -69,6 +69,7 @@ def encode_shards(
     encode: Encode,
     folder: Path,
     *,
+    width: int,
     rank: int,
     ranks: int,
     workers: int,
@@ -76,7 +77,8 @@ def encode_shards(
 ) -> int:
     """Writes the features of this rank's shards (every `ranks`-th) that are not there yet.
 
-    Returns the number of images encoded; each image is encoded once, however many captions it has.
+    width: C, of what `encode` gives. Returns the number of images encoded; each image is encoded
+    once, however many captions it has.
     """
     folder.mkdir(parents=True, exist_ok=True)
     encoded = 0
@@ -84,7 +86,9 @@ def encode_shards(
         target = folder / _name(shard)
         if target.is_file():
             continue
-        rows = _encode_shard(reader, images, encode, shard, workers=workers, batch=batch)
+        rows = _encode_shard(
+            reader, images, encode, shard, width=width, workers=workers, batch=batch
+        )
         encoded += int((~np.isnan(rows[:, 0])).sum())
         writing = folder / f".{_name(shard)}.{os.getpid()}"
         with writing.open("wb") as file:
@@ -101,28 +105,25 @@ def _encode_shard(
     encode: Encode,
     shard: int,
     *,
+    width: int,
     workers: int,
     batch: int,
 ) -> npt.NDArray[np.float32]:
     count = reader.manifest.shards[shard].records
     dataset = _ShardImages(reader, images, shard, count)
     loader: DataLoader[Any] = DataLoader(
-        dataset, batch_size=batch, num_workers=workers, collate_fn=_as_is
+        dataset,
+        batch_size=batch,
+        num_workers=workers,
+        collate_fn=_as_is,
+        generator=torch.Generator(),  # leaves torch's global one alone
     )
-    rows: npt.NDArray[np.float32] | None = None
+    rows = np.full((count, width), np.nan, dtype=np.float32)
     for loaded in loader:
         usable = [(record, image) for record, image in loaded if image is not None]
-        if not usable:
-            continue
-        features = encode(torch.stack([image for _, image in usable])).float().cpu().numpy()
-        if rows is None:
-            rows = np.full((count, features.shape[1]), np.nan, dtype=np.float32)
-        rows[[record for record, _ in usable]] = features
-    if rows is None:
-        raise DataError(
-            f"no image of {reader.manifest.path(shard)} can be used; check the shard with "
-            "another tool and prepare it again"
-        )
+        if usable:
+            features = encode(torch.stack([image for _, image in usable])).float().cpu()
+            rows[[record for record, _ in usable]] = features.numpy()
     return rows
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -129,9 +130,17 @@ def iterate(dataset: StepDataset, start: int, stop: int, *, workers: int) -> Ite
         sampler=range(start, stop),
         num_workers=min(workers, max(stop - start, 0)),
         prefetch_factor=4 if workers and stop > start else None,
-        pin_memory=False,
+        # Its own generator: otherwise each start draws from torch's global one, and a resumed run
+        # would see other dropout than an uninterrupted one.
+        generator=torch.Generator(),
     )
     yield from loader
+
+
+def batches(dataset: StepDataset, *, workers: int) -> Iterator[Batch]:
+    """The micro-batches of one pass over the whole plan."""
+    for loaded in read_all(dataset, workers=workers):
+        yield from loaded.batches
 
 
 def read_all(dataset: StepDataset, *, workers: int) -> Iterator[RankStep]:

@@ -134,6 +134,12 @@ class Plan:
         return np.stack([shards, positions - (ends[slot] - self._sizes[shards])], axis=1)
 
 
+def items_in_order(plan: Plan) -> list[tuple[int, int]]:
+    """One pass over a plan as (shard, record) pairs."""
+    steps = (plan.step(0, k) for k in range(plan.steps_per_epoch))
+    return [(int(shard), int(record)) for step in steps for shard, record in step]
+
+
 def arrange(
     lengths: NDArray[np.integer], *, micro_batch: int, ranks: int, ranks_per_node: int
 ) -> list[list[Ints]]:

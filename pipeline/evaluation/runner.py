@@ -31,16 +31,17 @@ from pipeline.callbacks.samples import sheet
 from pipeline.captioning import caption_batches
 from pipeline.config import PHASES, Config
 from pipeline.data.collate import Batch
-from pipeline.data.loader import StepDataset, read_all
-from pipeline.data.plan import Plan
+from pipeline.data.loader import StepDataset, batches, read_all
+from pipeline.data.plan import Plan, items_in_order
 from pipeline.dist import World, from_main, gather_json
 from pipeline.engine import dtype_of, resolve_precision
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluation.captions import check_metrics, score
 from pipeline.evaluation.retrieval import recall_at_k
 from pipeline.models.encoder import load_clip
 from pipeline.models.placement import Placement
 from pipeline.objectives import ContrastiveTask, LanguageTask
+from pipeline.run import export_folder, fingerprint_of_phase
 from pipeline.validation import language_metrics, retrieval_features
 
 log = logging.getLogger("pipeline")
@@ -53,7 +54,7 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     """
     settings = config.evaluate
     check_metrics(settings.metrics)
-    export = _last_export(config)
+    export = _export_of_last_phase(config, world)
     split = open_split(config, settings.split)
     dtype = dtype_of(resolve_precision(config.precision, world.device))
     log.info("evaluate      %s on %s (%d records)", export, settings.split, split.manifest.records)
@@ -70,7 +71,7 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     plan = split.in_order(settings.batch * world.size, settings.records)
     loss = _loss(config, built, split, plan, dtype, world)
     predictions = _captions(config, built, split, plan, dtype, world)
-    recall = _retrieval(config, split, dtype, world)
+    recall = _retrieval(config, split, export, dtype, world)
     result: dict[str, Any] = {}
     if world.is_main:
         result = _write(config, split, plan, predictions, loss, recall, export)
@@ -83,16 +84,27 @@ def output_folder(config: Config) -> Path:
     return Path(config.runs, config.name, "evaluate", config.evaluate.split)
 
 
-def _last_export(config: Config) -> Path:
-    run = Path(config.runs) / config.name
-    for phase in reversed(PHASES[1:]):
-        folder: Path = run / phase / "export"
-        if getattr(config, phase).enabled and ckpt.read_export(folder):
-            return folder
-    raise ConfigError(
-        f"evaluate: {run} holds no finished st_align or llm_tune; train it first with "
-        f"stages/llm_tune.py recipe={config.recipe} name={config.name}"
-    )
+def _export_of_last_phase(config: Config, world: World) -> Path:
+    """The export of the last phase with an LM; a stopped phase is never skipped over."""
+    enabled = [name for name in PHASES[1:] if getattr(config, name).enabled]
+    if not enabled:
+        raise ConfigError(
+            "evaluate: neither st_align nor llm_tune is enabled in this recipe, so there is no "
+            "caption model; enable one"
+        )
+    export = export_folder(config, enabled[-1])
+    found = from_main(ckpt.read_export(export), world)
+    if found is None:
+        raise ConfigError(
+            f"evaluate: {enabled[-1]} is not finished ({export} is missing); run "
+            f"stages/{enabled[-1]}.py with the same arguments first"
+        )
+    if found["fingerprint"] != fingerprint_of_phase(config, enabled[-1], world):
+        raise CheckpointError(
+            f"evaluate: {export} was made by another recipe, other data or other weights; give the "
+            "arguments that it was trained with"
+        )
+    return export
 
 
 def _dataset(
@@ -114,8 +126,8 @@ def _loss(
 ) -> float:
     dataset = _dataset(config, built, split, plan, world, "all")
     task = LanguageTask(built.model).eval()
-    batches = _batches(dataset, config.data.workers)
-    return language_metrics(task, batches, world, dtype)["loss"]
+    rows = batches(dataset, workers=config.data.workers)
+    return language_metrics(task, rows, world, dtype)["loss"]
 
 
 def _captions(
@@ -143,19 +155,20 @@ def _captions(
 
 
 def _retrieval(
-    config: Config, split: Split, dtype: torch.dtype, world: World
-) -> dict[str, float] | None:
-    """Recall of the image and text towers: adapted ones where encoder_adapt was run."""
+    config: Config, split: Split, export: Path, dtype: torch.dtype, world: World
+) -> dict[str, float]:
+    """Recall of the model's own image tower and, where encoder_adapt was run, its text tower."""
     clip = load_clip(config.encoder, seed=config.seed)
     adapted = Path(config.runs) / config.name / "encoder_adapt" / "export"
     if config.encoder_adapt.enabled and ckpt.read_export(adapted):
         overlay_clip(clip.model, ckpt.ExportTensors(adapted))
+    overlay_clip(clip.model, ckpt.ExportTensors(export))
     task = ContrastiveTask(clip.model).to(world.device, dtype).eval()
     plan = split.in_order(config.evaluate.batch * world.size, config.evaluate.records)
     share = share_of(world, config.evaluate.batch)
     pairs = pair_dataset(config, split, plan, clip, share, captions="all")
-    batches = _batches(pairs, config.data.workers)
-    image, text, text_image, _ = retrieval_features(task, batches, world, dtype)
+    loaded = batches(pairs, workers=config.data.workers)
+    image, text, text_image, _ = retrieval_features(task, loaded, world, dtype)
     return recall_at_k(image, text, text_image)
 
 
@@ -165,11 +178,10 @@ def _write(
     plan: Plan,
     predictions: dict[str, str],
     loss: float,
-    recall: dict[str, float] | None,
+    recall: dict[str, float],
     export: Path,
 ) -> dict[str, Any]:
-    steps = (plan.step(0, k) for k in range(plan.steps_per_epoch))
-    items = [(int(shard), int(record)) for step in steps for shard, record in step]
+    items = items_in_order(plan)
     reader = split.reader
     references = References(reader, items)
     truth = references.captions()
@@ -203,8 +215,3 @@ def _write(
     }
     ckpt.write_json(folder / "metrics.json", result)
     return result
-
-
-def _batches(dataset: StepDataset, workers: int) -> Iterator[Batch]:
-    for loaded in read_all(dataset, workers=workers):
-        yield from loaded.batches

@@ -163,7 +163,7 @@ def depth_groups(visual: nn.Module) -> list[list[str]]:
 
 def _create(cfg: EncoderConfig, seed: int) -> tuple[nn.Module, Transform]:
     """open_clip's model and validation transform; the user's mistakes become one line."""
-    quick_gelu = _check(cfg)
+    quick_gelu = check_encoder(cfg)
     options: dict[str, Any] = {"force_quick_gelu": True} if quick_gelu else {}
     try:
         with torch.random.fork_rng(devices=[]):  # random weights must agree between ranks
@@ -189,7 +189,7 @@ def _create(cfg: EncoderConfig, seed: int) -> tuple[nn.Module, Transform]:
     return model.eval(), transform
 
 
-def _check(cfg: EncoderConfig) -> bool:
+def check_encoder(cfg: EncoderConfig) -> bool:
     """Raises ConfigError where arch or pretrained cannot be right; whether QuickGELU is needed."""
     if cfg.arch.startswith(LOCAL_DIR):
         config = Path(cfg.arch.removeprefix(LOCAL_DIR)) / "open_clip_config.json"

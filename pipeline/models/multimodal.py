@@ -50,6 +50,20 @@ class MultimodalLM(nn.Module):
         self.st = st
         self.llm = llm
 
+    def train(self, mode: bool = True) -> "MultimodalLM":
+        """Parts of which nothing trains stay in eval mode: frozen means no dropout either.
+
+        Modules that recompute activations keep the mode, because transformers recomputes in
+        training mode only; they draw no random numbers themselves.
+        """
+        super().train(mode)
+        for part in (self.encoder, self.st, self.llm):
+            if part is None or any(each.requires_grad for each in part.parameters()):
+                continue
+            for module in part.modules():
+                module.training = mode and bool(getattr(module, "gradient_checkpointing", False))
+        return self
+
     def image_embeddings(
         self, images: Tensor | None = None, features: Tensor | None = None
     ) -> Tensor:

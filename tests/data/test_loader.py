@@ -153,9 +153,11 @@ def test_features_are_computed_once_and_read_back(manifest: Manifest, tmp_path: 
     reader = ShardReader(manifest, max_pixels=10_000)
     images = DecodedImages(to_tensor, 4)
     for rank in (0, 1):
-        encode_shards(reader, images, encode, tmp_path, rank=rank, ranks=2, workers=0, batch=4)
+        encode_shards(
+            reader, images, encode, tmp_path, rank=rank, ranks=2, width=5, workers=0, batch=4
+        )
     assert sum(seen) == RECORDS - 2
-    assert encode_shards(reader, images, encode, tmp_path, rank=0, ranks=1, workers=0) == 0
+    assert encode_shards(reader, images, encode, tmp_path, rank=0, ranks=1, width=5, workers=0) == 0
     cached = CachedFeatures(tmp_path)
     faults = 0
     for shard, size in enumerate(manifest.sizes):

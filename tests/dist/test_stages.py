@@ -1,9 +1,11 @@
 """Stages as users start them: three launchers, from nothing to scores, and the user's mistakes."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.config import PHASES
 from tests.dist.launch import launch, succeeded
@@ -89,6 +91,48 @@ def test_a_predecessor_that_is_missing_is_named(whole: tuple[Path, str]) -> None
     assert done.returncode == 2
     assert "llm_tune starts from st_align, which is not finished" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_predecessor_of_another_recipe_is_refused(whole: tuple[Path, str]) -> None:
+    changes = [whole[1], "st_align.lr=9", "make_missing=false", "overwrite=true"]
+    done = launch("stages/llm_tune.py", changes, ranks=1, launcher="python")
+    assert done.returncode == 2
+    assert "was made by another recipe" in done.stderr.splitlines()[-1]
+
+
+def test_wrong_sizes_are_found_before_anything_is_encoded(whole: tuple[Path, str]) -> None:
+    folder, recipe = whole
+    before = set((folder / "runs" / "features").iterdir())
+    for change in ("data.max_tokens=127", "st.kind=transformer", "evaluate.metrics=[bleuu]"):
+        arguments = [recipe, "name=other", change, "st.num_heads=5"]
+        done = launch("stages/evaluate.py", arguments, ranks=1, launcher="python")
+        assert done.returncode == 2, change
+        assert done.stderr.splitlines()[-1].startswith("error: "), change
+    assert set((folder / "runs" / "features").iterdir()) == before
+
+
+class _Attack:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (self.command,)
+
+
+def test_a_checkpoint_cannot_run_code(whole: tuple[Path, str], tmp_path: Path) -> None:
+    folder, recipe = whole
+    mark = tmp_path / "code-ran"
+    arguments = [recipe, "name=attacked", "encoder_adapt.stop_after=2"]
+    succeeded(launch("stages/encoder_adapt.py", arguments, ranks=1, launcher="python"))
+    checkpoints = folder / "runs" / "attacked" / "encoder_adapt" / "checkpoints"
+    (states,) = checkpoints.glob("step-000002/engine/*model_states.pt")
+    torch.save({"module": _Attack(f"touch {mark}")}, states)
+    done = launch("stages/encoder_adapt.py", arguments, ranks=1, launcher="python")
+    assert done.returncode == 2
+    assert "damaged or not ours" in done.stderr
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize(

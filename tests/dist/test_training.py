@@ -35,6 +35,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         two.append((phase, [recipe, "name=zero1", f"{phase}.ds_config=zero1"]))
         two.append((phase, [recipe, "name=saving", f"{phase}.activation_checkpointing=true"]))
         two.append((phase, [recipe, "name=bf16", "precision=bf16"]))
+    tuned = f"llm_tune.init_from={folder / 'runs' / 'whole' / 'st_align' / 'export'}"
+    drop = [recipe, tuned, "llm.dropout=0.2"]
+    two.append(("llm_tune", [*drop, "name=drop"]))
+    two.append(("llm_tune", [*drop, "name=dropstopped", "llm_tune.stop_after=3"]))
+    two.append(("llm_tune", [*drop, "name=dropstopped"]))
     micro = [f"{phase}.micro_batch=5" for phase in PHASES]
     one = [(phase, [recipe, "name=alone", *micro]) for phase in PHASES]
     for ranks, plan in ((2, two), (1, one)):
@@ -67,6 +72,23 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(runs: Path, phase:
     assert scalars(runs / "whole", phase, "train/loss") == scalars(
         runs / "stopped", phase, "train/loss"
     )
+
+
+def test_resume_is_exact_with_dropout_too(runs: Path) -> None:
+    whole, stopped, plain = (
+        ExportTensors(runs / name / "llm_tune" / "export")
+        for name in ("drop", "dropstopped", "whole")
+    )
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    assert any(not torch.equal(whole[name], plain[name]) for name in whole)
+
+
+def test_a_frozen_llm_drops_nothing(runs: Path) -> None:
+    first_segment = 2  # steps in which the ST alone trains
+    drop, plain = (scalars(runs / name, "llm_tune", "train/loss") for name in ("drop", "whole"))
+    for step in range(1, first_segment + 1):
+        assert drop[step] == plain[step]
+    assert drop[first_segment + 1] != plain[first_segment + 1]
 
 
 @pytest.mark.parametrize("phase", PHASES)

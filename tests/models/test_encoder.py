@@ -142,14 +142,14 @@ def test_a_local_weight_file(tiny_arch: str, tmp_path: Path) -> None:
 def test_weights_trained_with_quickgelu_get_it(
     tiny_arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert subject._check(EncoderConfig(arch=tiny_arch, pretrained="openai"))
-    assert not subject._check(EncoderConfig(arch=tiny_arch, pretrained="laion2b_s34b_b79k"))
+    assert subject.check_encoder(EncoderConfig(arch=tiny_arch, pretrained="openai"))
+    assert not subject.check_encoder(EncoderConfig(arch=tiny_arch, pretrained="laion2b_s34b_b79k"))
     configs = {"ViT-B-32-quickgelu": {"quick_gelu": True}}
     monkeypatch.setattr("open_clip.factory._MODEL_CONFIGS", configs)
     plain = {"laion": {"url": "x"}}
     monkeypatch.setattr("open_clip.pretrained._PRETRAINED", {"ViT-B-32-quickgelu": plain})
     with pytest.raises(ConfigError, match=r"use ViT-B-32$"):
-        subject._check(EncoderConfig(arch="ViT-B-32-quickgelu", pretrained="laion"))
+        subject.check_encoder(EncoderConfig(arch="ViT-B-32-quickgelu", pretrained="laion"))
 
 
 @pytest.mark.parametrize(

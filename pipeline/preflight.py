@@ -1,0 +1,47 @@
+"""All of a recipe is checked before anything is trained or encoded.
+
+Opens configurations and manifests, never weights. `recipe.validate` has checked the values by
+themselves; here they meet what lies on disk.
+"""
+
+from pathlib import Path
+
+import torch
+
+from pipeline.assemble import open_split
+from pipeline.checkpoint import WEIGHTS, read_export
+from pipeline.config import Config
+from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation.captions import check_metrics
+from pipeline.models.encoder import check_encoder
+from pipeline.models.families import family
+from pipeline.models.llm import llm_width, load_llm_config, load_tokenizer
+from pipeline.models.st import build_st
+from pipeline.recipe import phase_configs
+
+
+def check_scores(config: Config) -> None:
+    """Unknown metrics, and Java where they need it."""
+    check_metrics(config.evaluate.metrics)
+
+
+def check(config: Config) -> None:
+    """Splits, weights and sizes of a recipe; raises ConfigError or DataError in one line."""
+    for key, name in (("train", config.data.train_split), ("val", config.data.val_split)):
+        if open_split(config, name).manifest.records == 0:
+            raise DataError(
+                f"data.{key}_split={name}: {Path(config.data.shards) / name} holds no records; "
+                "prepare it with some, or name another split"
+            )
+    for name, phase in phase_configs(config):
+        if phase.enabled and phase.init_from and read_export(Path(phase.init_from)) is None:
+            raise ConfigError(
+                f"{name}.init_from={phase.init_from} is not a finished export (a folder with "
+                f"export.json and {WEIGHTS}); name another"
+            )
+    check_encoder(config.encoder)
+    llm = load_llm_config(config.llm)
+    load_tokenizer(config.llm)
+    family(config.family).check(config, llm)
+    with torch.device("meta"):
+        build_st(config.st, width=1, llm_width=llm_width(llm))
