@@ -14,10 +14,8 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 DEEPSPEED := $(BIN)/deepspeed --log_level error --num_gpus $(PROCESSES)
 
-# deepspeed starts `python` from PATH, and one thread per process keeps the processes apart.
+# deepspeed starts `python` from PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-OMP_NUM_THREADS ?= 1
-export OMP_NUM_THREADS
 
 .PHONY: install quickstart test test-fast lint
 

@@ -91,7 +91,8 @@ def start() -> World:
         os.environ["LOCAL_RANK"] = str(device.index)  # deepspeed takes its device from here
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        # The same number of threads under every launcher, so that sums are rounded alike.
+        # The same number of threads under every launcher, so that sums are rounded alike; launchers
+        # set OMP_NUM_THREADS each in its own way, EIM_THREADS is for the user.
         threads = int(os.environ.get("EIM_THREADS", "0"))
         torch.set_num_threads(threads or max((os.cpu_count() or 1) // local_size, 1))
     if not torch_dist.is_initialized():

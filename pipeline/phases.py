@@ -130,7 +130,8 @@ def encoder_groups(clip: nn.Module, phase: EncoderAdaptConfig) -> list[Group]:
     visual = clip.visual
     assert isinstance(visual, nn.Module)
     named = dict(visual.named_parameters())
-    depths = depth_groups(visual)
+    whole = phase.train == "all" and phase.layer_decay == 1.0
+    depths = [list(named)] if whole else depth_groups(visual)
     kept = len(depths) if phase.train == "all" else int(phase.train.partition(":")[2]) + 1
     if kept > len(depths):
         raise ConfigError(

@@ -36,3 +36,12 @@ def test_stop_after_counts_the_steps_of_this_start() -> None:
     preempt.on_step(trainer, None)
     assert trainer.stop_reason == "stop_after=2"
     preempt.on_stop(trainer)
+
+
+def test_a_signal_after_the_last_step_still_stops_what_would_follow() -> None:
+    trainer, preempt = fake_trainer(), Preempt(stop_after=None)
+    preempt.on_start(trainer)
+    preempt.on_step(trainer, None)
+    os.kill(os.getpid(), signal.SIGUSR2)
+    preempt.on_stop(trainer)
+    assert trainer.stop_reason == "signal"

@@ -214,3 +214,13 @@ def test_generation_ignores_and_keeps_every_training_mode() -> None:
     modes = [module.training for module in model.modules()]
     assert torch.equal(model.generate(**batch, max_new_tokens=4, **ids()), expected)
     assert [module.training for module in model.modules()] == modes
+
+
+def test_a_frozen_part_stays_in_eval_mode_whatever_the_model_is_in() -> None:
+    model = tiny.multimodal(tiny.gpt2(resid_pdrop=0.5))
+    model.llm.requires_grad_(False)
+    model.train()
+    assert model.st.training and not any(each.training for each in model.llm.modules())
+    model.llm.requires_grad_(True)
+    model.train()
+    assert all(each.training for each in model.llm.modules())
