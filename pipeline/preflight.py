@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from pipeline.assemble import open_split
 from pipeline.checkpoint import WEIGHTS, read_export
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError
@@ -18,6 +17,7 @@ from pipeline.models.families import family
 from pipeline.models.llm import llm_width, load_llm_config, load_tokenizer
 from pipeline.models.st import build_st
 from pipeline.recipe import phase_configs
+from pipeline.splits import open_split
 
 
 def check_scores(config: Config) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipeline import checkpoint as ckpt
-from pipeline.assemble import Split, open_split, overlay, overlay_clip
+from pipeline.assemble import overlay, overlay_clip
 from pipeline.config import Config, EncoderConfig, LLMConfig
 from pipeline.data.images import ContentFault
 from pipeline.dist import World, agree_any, wait_for_all
@@ -23,6 +23,7 @@ from pipeline.models.llm import load_llm
 from pipeline.models.placement import Placement
 from pipeline.models.scratch import create_clip, create_llm, save_clip, save_llm, train_tokenizer
 from pipeline.run import export_folder, run_phase
+from pipeline.splits import Split, open_split
 
 log = logging.getLogger("pipeline")
 

@@ -6,33 +6,23 @@ export, summarise. What a phase *is* stands in `phases.py`, how a step works in 
 
 import logging
 import math
-import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from pipeline import checkpoint as ckpt
-from pipeline.assemble import open_split, recipe_identity
-from pipeline.callbacks.checkpoint import Checkpointer
-from pipeline.callbacks.evaluate import Evaluator
-from pipeline.callbacks.monitor import Board, Monitor
-from pipeline.callbacks.preempt import Preempt
+from pipeline.assemble import recipe_identity
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, EncoderAdaptConfig, PhaseConfig
-from pipeline.data.loader import iterate
 from pipeline.dist import World, from_main, wait_for_all
-from pipeline.engine import resolve_precision
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.phases import Segment, as_baseline, learning_rate, predecessor, segments
+from pipeline.phases import as_baseline, predecessor, segments
 from pipeline.recipe import save_recipe
-from pipeline.setup import Setup, set_up
-from pipeline.trainer import Trainer
+from pipeline.segment import SegmentRun
+from pipeline.splits import open_split
 
 log = logging.getLogger("pipeline")
 
@@ -101,7 +91,7 @@ def run_phase(config: Config, name: str, world: World) -> bool:
             progress, tensors = Progress(**done["progress"]), ckpt.ExportTensors(target)
             continue
         progress.updates = 0
-        runner = _SegmentRun(config, name, segment, stretches[-1].stop, folder, fingerprint, world)
+        runner = SegmentRun(config, name, segment, stretches[-1].stop, folder, fingerprint, world)
         finished, progress, tensors = runner.train(tensors, progress, target, budget)
         budget = None if budget is None else budget - runner.steps
         done_all = finished and segment is stretches[-1]
@@ -110,141 +100,6 @@ def run_phase(config: Config, name: str, world: World) -> bool:
         if runner.stop_reason == "signal" or (not done_all and (not finished or budget == 0)):
             return False
     return True
-
-
-class _SegmentRun:
-    """One segment: built, resumed, trained, exported."""
-
-    def __init__(
-        self,
-        config: Config,
-        name: str,
-        segment: Segment,
-        total: int,
-        folder: Path,
-        fingerprint: str,
-        world: World,
-    ) -> None:
-        self.config, self.name, self.segment, self.total = config, name, segment, total
-        self.phase: PhaseConfig = getattr(config, name)
-        self.folder, self.fingerprint, self.world = folder, fingerprint, world
-        self.precision = resolve_precision(config.precision, world.device)
-        self.stop_reason: str | None = None
-        self.trained_parameters = 0
-        self.steps = 0  # taken by this start
-
-    def train(
-        self, start: Mapping[str, Tensor], progress: Progress, target: Path, budget: int | None
-    ) -> tuple[bool, Progress, Mapping[str, Tensor]]:
-        """(finished, progress, tensors of the export) of the segment."""
-        seed_everything(self.config.seed + self.world.rank)
-        setup = set_up(
-            self.config, self.name, self.segment, start, precision=self.precision, world=self.world
-        )
-        self.trained_parameters = setup.engine.trained_parameters
-        progress = self._resume(setup, progress)
-        resumed_at = progress.step
-        self._announce(setup, progress)
-        board = Board(self.folder / "tensorboard", self.world, done=progress.step)
-        if progress.step == 0:
-            board.text("recipe", f"```yaml\n{OmegaConf.to_yaml(self.config)}\n```", 0)
-        trainer = Trainer(
-            engine=setup.engine,
-            objective=setup.objective,
-            load=lambda first, last: iterate(
-                setup.dataset, first, last, workers=self.config.data.workers
-            ),
-            learning_rate=lambda update: learning_rate(self.phase, self.segment, update),
-            last_step=self.segment.stop,
-            progress=progress,
-            callbacks=self._callbacks(board, setup, budget),
-            max_bad_records=self._max_bad_records(setup),
-        )
-        trainer.fit()
-        board.close()
-        self.stop_reason = trainer.stop_reason
-        self.steps = progress.step - resumed_at
-        tensors: Mapping[str, Tensor] = {}
-        if trainer.finished:
-            tensors = self._export(setup, start, progress, target)
-        setup.engine.close()
-        return trainer.finished, progress, tensors
-
-    def _resume(self, setup: Setup, progress: Progress) -> Progress:
-        folder = self.folder / "checkpoints"
-        found = ckpt.newest_checkpoint(folder, self.segment.start, self.segment.stop - 1)
-        name = from_main(None if found is None else found.name, self.world)
-        if name is None:
-            return progress
-        newest = folder / name
-        loaded = ckpt.load_checkpoint(newest, setup.engine, self.fingerprint)
-        log.info("%-13s goes on from %s", self.name, newest)
-        return loaded
-
-    def _announce(self, setup: Setup, progress: Progress) -> None:
-        log.info(
-            "%-13s trains %s: %s of %s parameters, steps %d to %d, global batch %d, %d rank(s), "
-            "ZeRO-%d, %s",
-            self.name,
-            " + ".join(each.name for each in setup.engine.groups[:4])
-            + (" + ..." if len(setup.engine.groups) > 4 else ""),
-            f"{setup.engine.trained_parameters:,}",
-            f"{setup.engine.all_parameters:,}",
-            progress.step,
-            self.segment.stop,
-            self.phase.global_batch,
-            self.world.size,
-            setup.engine.stage,
-            self.precision,
-        )
-
-    def _callbacks(
-        self, board: Board, setup: Setup, budget: int | None
-    ) -> tuple[Preempt, Monitor, Evaluator, Checkpointer]:
-        phase = self.phase
-        return (
-            Preempt(stop_after=budget),
-            Monitor(board, self.name, total_steps=self.total, log_every=phase.log_every),
-            Evaluator(
-                board,
-                self.name,
-                every=phase.eval_every,
-                measure=setup.probe.measure,
-                show=setup.probe.show,
-            ),
-            Checkpointer(
-                self.folder / "checkpoints",
-                self.fingerprint,
-                every=phase.checkpoint_every,
-                keep=phase.keep_checkpoints,
-            ),
-        )
-
-    def _max_bad_records(self, setup: Setup) -> Callable[[int], float]:
-        """At step s: the fraction of all records planned so far, of one epoch at least."""
-        plan, fraction = setup.dataset.plan, self.config.data.max_bad_fraction
-        return lambda step: fraction * plan.records * max(step / plan.steps_per_epoch, 1.0)
-
-    def _export(
-        self, setup: Setup, start: Mapping[str, Tensor], progress: Progress, target: Path
-    ) -> Mapping[str, Tensor]:
-        """What trained, laid over what was taken over. A text tower ends with its phase."""
-        trained = setup.engine.trained_tensors()
-        if self.world.is_main:
-            named = setup.task.exported(trained)
-            carried = {name: start[name] for name in start if not name.startswith("text.")}
-            details = {"fingerprint": self.fingerprint, "phase": self.name}
-            ckpt.save_export(target, {**carried, **named}, progress, details)
-            log.info("%-13s export %s", self.name, target)
-        wait_for_all(self.world)
-        return ckpt.ExportTensors(target)
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def fingerprint_of_phase(config: Config, name: str, world: World) -> str:
@@ -321,7 +176,7 @@ def _already_done(config: Config, name: str, folder: Path, fingerprint: str, wor
 
 
 def _summarise(
-    folder: Path, name: str, progress: Progress, finished: bool, run: _SegmentRun, world: World
+    folder: Path, name: str, progress: Progress, finished: bool, run: SegmentRun, world: World
 ) -> None:
     if not world.is_main:
         return

@@ -12,14 +12,7 @@ from typing import Protocol
 from PIL import Image
 from torch import Tensor
 
-from pipeline.assemble import (
-    build_caption_model,
-    caption_dataset,
-    open_split,
-    overlay_clip,
-    pair_dataset,
-    share_of,
-)
+from pipeline.assemble import build_caption_model, overlay_clip
 from pipeline.callbacks.probes import CaptionProbe, References, RetrievalProbe
 from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig, STAlignConfig
 from pipeline.data.loader import StepDataset, batches
@@ -37,6 +30,7 @@ from pipeline.objectives import (
     Task,
 )
 from pipeline.phases import Segment, encoder_groups, part_groups
+from pipeline.splits import caption_dataset, open_split, pair_dataset, share_of
 
 
 class Probe(Protocol):

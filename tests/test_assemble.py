@@ -1,4 +1,4 @@
-"""Pieces put together: reading in order, and laying an export over a model."""
+"""Splits and models put together: reading in order, and laying an export over a model."""
 
 from pathlib import Path
 

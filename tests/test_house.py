@@ -24,9 +24,18 @@ LAYERS: dict[int, tuple[str, ...]] = {
     4: ("losses", "phases"),
     5: ("engine", "checkpoint", "memory"),
     6: ("objectives", "validation", "captioning"),
-    7: ("trainer", "callbacks", "assemble"),
+    7: ("trainer", "callbacks", "splits", "assemble"),
     8: ("evaluation", "chat"),
-    9: ("setup", "pretrain", "run", "preflight", "prerequisites", "stage", "evaluation.runner"),
+    9: (
+        "setup",
+        "segment",
+        "pretrain",
+        "run",
+        "preflight",
+        "prerequisites",
+        "stage",
+        "evaluation.runner",
+    ),
 }
 
 # Exceptions: these import nothing of ours but what is named (and each other, for the scores).

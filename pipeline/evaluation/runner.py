@@ -16,16 +16,7 @@ import numpy as np
 import torch
 
 from pipeline import checkpoint as ckpt
-from pipeline.assemble import (
-    CaptionModel,
-    Split,
-    build_caption_model,
-    caption_dataset,
-    open_split,
-    overlay_clip,
-    pair_dataset,
-    share_of,
-)
+from pipeline.assemble import CaptionModel, build_caption_model, overlay_clip
 from pipeline.callbacks.probes import References
 from pipeline.callbacks.samples import sheet
 from pipeline.captioning import caption_batches
@@ -42,6 +33,7 @@ from pipeline.models.encoder import load_clip
 from pipeline.models.placement import Placement
 from pipeline.objectives import ContrastiveTask, LanguageTask
 from pipeline.run import export_folder, fingerprint_of_phase
+from pipeline.splits import Split, caption_dataset, open_split, pair_dataset, share_of
 from pipeline.validation import language_metrics, retrieval_features
 
 log = logging.getLogger("pipeline")
