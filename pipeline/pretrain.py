@@ -5,6 +5,7 @@ Random models in open_clip's and transformers' own formats are trained by the or
 then on they are weights like any others. Needs shards, nothing else.
 """
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -15,17 +16,19 @@ from pipeline import checkpoint as ckpt
 from pipeline.assemble import overlay, overlay_clip
 from pipeline.config import Config, EncoderConfig, LLMConfig
 from pipeline.data.images import ContentFault
-from pipeline.dist import World, agree_any, wait_for_all
+from pipeline.dist import World, agree_any, from_main, wait_for_all
 from pipeline.engine import dtype_of
 from pipeline.errors import ConfigError
 from pipeline.models.encoder import load_clip
 from pipeline.models.llm import load_llm
 from pipeline.models.placement import Placement
 from pipeline.models.scratch import create_clip, create_llm, save_clip, save_llm, train_tokenizer
-from pipeline.run import export_folder, run_phase
+from pipeline.run import export_folder, learnt_values, run_phase
 from pipeline.splits import Split, open_split
 
 log = logging.getLogger("pipeline")
+
+_MADE_BY = "made_by.json"
 
 
 def pretrain(config: Config, world: World) -> bool:
@@ -39,10 +42,15 @@ def pretrain(config: Config, world: World) -> bool:
             "name a folder to make small ones from scratch"
         )
     out = Path(config.pretrain.out)
+    derived = _derived(config)
+    made_by = _made_by(derived)
+    _check_existing(out, from_main(_read(out / _MADE_BY), world), made_by)
     missing = not ((out / "clip").is_dir() and (out / "llm").is_dir())
     if not agree_any(missing, world):
         return True
-    derived = _derived(config)
+    if world.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        ckpt.write_json(out / _MADE_BY, made_by)
     initial = _initial_folder(derived)
     if world.is_main and not (initial / "llm").is_dir():
         _create(derived, initial)
@@ -68,6 +76,27 @@ def pretrain(config: Config, world: World) -> bool:
         wait_for_all(world)
     log.info("%-13s %s and %s", "pretrained", out / "clip", out / "llm")
     return True
+
+
+def _made_by(derived: Config) -> str:
+    """A hash of all that the weights depend on."""
+    texts = open_split(derived, derived.data.train_split).manifest.fingerprint
+    phases = [learnt_values(derived.encoder_adapt), learnt_values(derived.llm_tune)]
+    scratch = asdict(derived.pretrain.scratch)
+    return ckpt.fingerprint_of(phases, scratch, derived.seed, derived.data.max_tokens, texts)
+
+
+def _check_existing(out: Path, found: str | None, made_by: str) -> None:
+    """Weights of other settings are refused; a folder without our mark is the user's own."""
+    if found not in (None, made_by):
+        raise ConfigError(
+            f"pretrain.out={out} holds weights made with other pretrain settings, seed or shards; "
+            "name another folder, or delete it"
+        )
+
+
+def _read(path: Path) -> str | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _derived(config: Config) -> Config:

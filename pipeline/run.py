@@ -121,9 +121,13 @@ def fingerprint_of_phase(config: Config, name: str, world: World) -> str:
         cache = Path(config.runs) / ".hashes.json"
         identity = recipe_identity(config, cache, language=language)
     identity = from_main(identity, world)
-    values = {key: value for key, value in asdict(phase).items() if key not in _HARMLESS}
     shards = open_split(config, config.data.train_split).manifest.fingerprint
-    return ckpt.fingerprint_of(identity, values, shards, before)
+    return ckpt.fingerprint_of(identity, learnt_values(phase), shards, before)
+
+
+def learnt_values(phase: PhaseConfig) -> dict[str, object]:
+    """The keys of a phase that decide what it learns."""
+    return {key: value for key, value in asdict(phase).items() if key not in _HARMLESS}
 
 
 def _start_of(config: Config, name: str, world: World) -> Path | None:

@@ -111,6 +111,13 @@ def test_wrong_sizes_are_found_before_anything_is_encoded(whole: tuple[Path, str
     assert set((folder / "runs" / "features").iterdir()) == before
 
 
+def test_small_weights_of_other_settings_are_refused(whole: tuple[Path, str]) -> None:
+    changes = [whole[1], "pretrain.scratch.llm_layers=3"]
+    done = launch("stages/st_align.py", changes, ranks=1, launcher="python")
+    assert done.returncode == 2
+    assert "holds weights made with other pretrain settings" in done.stderr.splitlines()[-1]
+
+
 class _Attack:
     """Runs a command where it is unpickled."""
 
