@@ -210,8 +210,8 @@ def _join() -> None:
     """DeepSpeed takes over the process group that `dist.start()` made."""
     if not deepspeed.comm.is_initialized():
         # On CPUs DeepSpeed would compile a shared-memory all-reduce for inference, which training
-        # never calls: half a minute at first use, a compiler needed, and a compilation that is
-        # killed leaves a lock on which every later run waits for ever.
+        # never calls: half a minute at first use, a compiler needed, and under srun the ranks of
+        # two nodes were seen waiting minutes for each other's compilation.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         with _quiet():
             deepspeed.init_distributed(

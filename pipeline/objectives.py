@@ -16,6 +16,7 @@ from pipeline.data.collate import Batch, ContrastiveBatch, LanguageBatch, to_dev
 from pipeline.dist import World, add_over_ranks, gather_rows, sum_over_ranks
 from pipeline.engine import Engine
 from pipeline.losses import alignment_loss, contrastive_loss, language_loss
+from pipeline.models.encoder import hold_batch_norm
 from pipeline.models.multimodal import MultimodalLM
 
 # The inverse temperature's upper bound: Radford et al., 2021, section 2.5.
@@ -71,11 +72,9 @@ class ContrastiveTask(Task):
             setattr(clip, name, nn.Parameter(each.detach().reshape(1)))
 
     def train(self, mode: bool = True) -> "ContrastiveTask":
-        """Batch normalisation stays in eval mode: its statistics are of far more images."""
+        """Sets the mode of everything but batch normalisation, which stays in eval."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        hold_batch_norm(self)
         return self
 
     def exported(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:

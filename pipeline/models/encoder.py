@@ -77,10 +77,15 @@ class ImageEncoder(nn.Module):
     def train(self, mode: bool = True) -> "ImageEncoder":
         """Sets the mode of everything but batch normalisation, which stays in eval."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        hold_batch_norm(self)
         return self
+
+
+def hold_batch_norm(model: nn.Module) -> None:
+    """Puts batch normalisation in eval mode: its stored statistics are of far more images."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def load_clip(cfg: EncoderConfig, *, seed: int = 0) -> Clip:
