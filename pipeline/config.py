@@ -56,10 +56,24 @@ class LLMConfig:
 
 
 @dataclass
+class MixConfig:
+    """One set of a mixture."""
+
+    shards: str = ""  # as data.shards
+    split: str | None = None  # null = data.train_split
+    weight: float = positive(1.0)  # how often an epoch has each record; 2.5: twice, half of them 3x
+    name: str | None = None  # in TensorBoard and the summary; null = the last part of `shards`
+
+
+@dataclass
 class DataConfig:
     """Where the records are and how they are read."""
 
-    shards: str = ""  # folder with one sub-folder of shards for each split
+    shards: str = ""  # folder, or http(s):// or s3:// URL, with a sub-folder for each split
+    mix: list[MixConfig] = field(default_factory=list)  # trained on instead of shards' train_split
+    cache: str | None = None  # folder for fetched shards, best on a local disk; null = ~/.cache/eim
+    cache_gb: float = positive(100.0)  # the most that this folder holds, in 10^9 bytes
+    schemes: list[str] = field(default_factory=list)  # fsspec's, allowed besides http(s) and s3
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"

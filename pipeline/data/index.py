@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.files import atomic_file
-from pipeline.data.manifest import Manifest
+from pipeline.data.joined import Shards
 from pipeline.errors import DataError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -51,11 +51,6 @@ def captions_of(data: dict[str, Any]) -> list[str]:
     found = data.get("captions", data.get("caption"))
     candidates = found if isinstance(found, list) else [found]
     return [text for text in candidates if isinstance(text, str) and text.strip()]
-
-
-def index_path(shard: Path) -> Path:
-    """Return where the index of a shard lies: `x.tar` -> `x.index.npz`."""
-    return shard.with_suffix(".index.npz")
 
 
 def build_index(tar: Path) -> tuple[ShardIndex, Counter[str]]:
@@ -167,14 +162,14 @@ def read_index(path: Path) -> tuple[ShardIndex, dict[str, str]]:
     return index, extra
 
 
-def load_index(manifest: Manifest, shard_number: int) -> ShardIndex:
+def load_index(manifest: Shards, shard_number: int) -> ShardIndex:
     """Read the index of a shard of a manifest.
 
     Raises:
         DataError: it is missing or damaged, or has another number of records than the manifest.
     """
     entry = manifest.shards[shard_number]
-    path = index_path(manifest.path(shard_number))
+    path = manifest.index_path(shard_number)
     index, _ = read_index(path)
     if len(index) != entry.records:
         raise DataError(

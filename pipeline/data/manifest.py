@@ -1,7 +1,8 @@
 """The list of a split's shards: what a folder must hold to be read.
 
-`manifest.json` is written last, so a folder that has one is complete. Reading it checks that all
-shards are there with their sizes; it does not hash their content again.
+`manifest.json` is written last, so a folder that has one is complete. The shards lie beside it, or
+wherever its `shards_at` says; both places may be remote. Loading it checks that all local shards
+are there with their sizes; it does not hash their content again.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.files import atomic_file
+from pipeline.data.remote import ShardCache, checked_place, is_remote
 from pipeline.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
@@ -32,9 +34,12 @@ class ShardEntry:
 class Manifest:
     """All shards of a split, in order, and what was left out of them, by reason."""
 
-    folder: Path
+    folder: Path  # of the manifest and the indexes; of no use where `home` is set
     shards: tuple[ShardEntry, ...]
     skipped: Mapping[str, int] = field(default_factory=dict)
+    at: str | None = None  # folder or URL where the shards lie; None: beside the manifest
+    home: str | None = None  # URL of the manifest's own folder where that is remote
+    cache: ShardCache = field(default_factory=ShardCache, compare=False)
 
     @property
     def records(self) -> int:
@@ -57,9 +62,51 @@ class Manifest:
         listing = [[s.name, s.bytes, s.records, s.sha256] for s in self.shards]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
+    @property
+    def place(self) -> str:
+        """Where the manifest lies, for messages."""
+        return self.home or str(self.folder)
+
+    def where(self, shard: int) -> str:
+        """Return the path or URL at which a shard lies, for messages."""
+        name = self.shards[shard].name
+        remote = self._remote
+        return f"{remote}/{name}" if remote else str(self.folder / (self.at or "") / name)
+
     def path(self, shard: int) -> Path:
-        """Return the path of a shard by its number."""
-        return self.folder / self.shards[shard].name
+        """Return the local path of a shard by its number; a remote one is fetched whole.
+
+        Raises:
+            DataError: it cannot be fetched (see `ShardCache.fetch`, also for how long it stays).
+        """
+        if self._remote is None:
+            return Path(self.where(shard))
+        entry = self.shards[shard]
+        return self.cache.fetch(self.where(shard), size=entry.bytes, sha256=entry.sha256)
+
+    def index_where(self, shard: int) -> str:
+        """Return the path or URL at which a shard's index lies, for messages."""
+        name = index_path(Path(self.shards[shard].name))
+        return f"{self.home}/{name}" if self.home else str(self.folder / name)
+
+    def index_path(self, shard: int) -> Path:
+        """Return the local path of a shard's index; a remote one is fetched, raises as `path`."""
+        if self.home is None:
+            return Path(self.index_where(shard))
+        entry = self.shards[shard]
+        version = f"{entry.bytes} {entry.records} {entry.sha256}"
+        return self.cache.fetch(self.index_where(shard), version=version)
+
+    @property
+    def _remote(self) -> str | None:
+        """The URL at which the shards lie, None where they are local."""
+        place = self.at or self.home
+        return place if place is not None and is_remote(place) else None
+
+
+def index_path(shard: Path) -> Path:
+    """Return the name of a shard's index: `x.tar` -> `x.index.npz`."""
+    return shard.with_suffix(".index.npz")
 
 
 def save_manifest(manifest: Manifest) -> None:
@@ -67,6 +114,7 @@ def save_manifest(manifest: Manifest) -> None:
     content = {
         "version": VERSION,
         "records": manifest.records,
+        **({} if manifest.at is None else {"shards_at": manifest.at}),
         "shards": [asdict(shard) for shard in manifest.shards],
         "skipped": dict(sorted(manifest.skipped.items())),
     }
@@ -74,31 +122,49 @@ def save_manifest(manifest: Manifest) -> None:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a split and check that its shards are there.
+def load_manifest(place: str | Path, cache: ShardCache | None = None) -> Manifest:
+    """Read the manifest of a split and check that its shards are there, where they are local.
 
     Args:
-        folder: the split's folder.
+        place: the split's folder, a path or a URL.
+        cache: through which remote files are read; None for one in the user's cache folder.
 
     Raises:
-        DataError: there is no manifest, or an unreadable one, or one of another version; a shard
-            is missing or has another size.
+        ConfigError: a URL that is not allowed (see `remote.checked_place`).
+        DataError: there is no manifest, or an unreadable one, or one of another version; a local
+            shard is missing or has another size.
     """
-    path = Path(folder) / MANIFEST_NAME
-    content = _read(path)
-    try:
-        shards = tuple(ShardEntry(**_checked(shard)) for shard in content["shards"])
-        manifest = Manifest(path.parent, shards, {k: int(v) for k, v in content["skipped"].items()})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: not a manifest ({error}); prepare the shards again") from error
-    for shard in manifest.shards:
-        _check_file(manifest.folder / shard.name, shard)
+    manifest = _parsed(str(place), cache or ShardCache())
+    for number, shard in enumerate(manifest.shards):
+        if not is_remote(manifest.where(number)):
+            _check_file(manifest.path(number), shard)
     return manifest
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _parsed(place: str, cache: ShardCache) -> Manifest:
+    place = checked_place(place, cache.schemes)
+    home = place if is_remote(place) else None
+    path = f"{place}/{MANIFEST_NAME}"
+    content = _read(path, None if home is None else cache.read(path))
     try:
-        content = json.loads(path.read_bytes())
+        shards = tuple(ShardEntry(**_checked(shard)) for shard in content["shards"])
+        skipped = {reason: int(count) for reason, count in content["skipped"].items()}
+        at = content.get("shards_at")
+        at = None if at is None else checked_place(at, cache.schemes)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: not a manifest ({error}); prepare the shards again") from error
+    if home is not None and at is not None and not is_remote(at):
+        raise DataError(
+            f"{path}: is remote, but its shards_at={at!r} is a local path; "
+            "copy the manifest and its indexes here"
+        )
+    return Manifest(Path(place), shards, skipped, at, home, cache)
+
+
+def _read(path: str, fetched: bytes | None) -> dict[str, Any]:
+    """The manifest's content; from the file at `path` where it was not fetched."""
+    try:
+        content = json.loads(Path(path).read_bytes() if fetched is None else fetched)
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: no such file, so these shards are missing or unfinished; "

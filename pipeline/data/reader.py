@@ -1,14 +1,16 @@
 """The bytes of any record of a split, read by offset from its shard.
 
-A reader opens files and indexes when they are needed and keeps a bounded number of them. It may be
-pickled or inherited by a forked process (`pread` shares no file position), but one reader must not
-be used by two threads at once. Nothing is ever unpickled from a shard.
+A reader opens files and indexes when they are needed and keeps a bounded number of them; those of a
+remote split are fetched before (`remote.py`), several at a time. It may be pickled or inherited by
+a forked process (`pread` shares no file position), but one reader must not be used by two threads
+at once. Nothing is ever unpickled from a shard.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.images import ContentFault, decode_image
-from pipeline.data.index import ShardIndex, captions_of, index_path, load_index
+from pipeline.data.index import ShardIndex, captions_of, load_index
+from pipeline.data.joined import Shards
 from pipeline.data.lru import LRU
-from pipeline.data.manifest import Manifest
 from pipeline.errors import DataError
 
 __all__ = ["ContentFault", "RawRecord", "ShardReader", "decode_image"]
@@ -31,6 +33,7 @@ _TRIES = 3
 # A step touches every lane's shard, and two where a lane passes into the next one; the default of
 # 64 lanes fits twice.
 _OPEN_SHARDS = 128
+_FETCHES = 8  # at a time: one connection seldom fills the line
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class ShardReader:
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: Shards,
         *,
         max_pixels: int,
         retry_wait: float = 0.5,
@@ -57,7 +60,7 @@ class ShardReader:
         """Open nothing yet.
 
         Args:
-            manifest: of the split.
+            manifest: of the split, or several joined.
             max_pixels: larger images are a `ContentFault` when decoded.
             retry_wait: seconds before the second try of a failed read, doubled for the third.
             open_shards: most files, and most indexes, kept open at a time.
@@ -126,11 +129,21 @@ class ShardReader:
 
     def text_bytes(self, items: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return the bytes of all captions of each record, (n,), for items (n, 2) of a plan."""
+        shards = map(int, np.unique(items[:, 0]))
+        _together(self.manifest.index_path, [s for s in shards if s not in self._indexes])
         result = np.zeros(len(items), dtype=np.int64)
         for shard in np.unique(items[:, 0]):
             here = items[:, 0] == shard
             result[here] = self._index(int(shard)).text_bytes[items[here, 1]]
         return result
+
+    def fetch(self, shards: Iterable[int]) -> None:
+        """Bring remote shards here that are not open yet; they are fetched when read otherwise.
+
+        Raises:
+            DataError: one cannot be fetched.
+        """
+        _together(self.manifest.path, [shard for shard in shards if shard not in self._files])
 
     def keys(self, items: NDArray[np.integer]) -> list[str]:
         """Return the key of each record, for items (n, 2) of a plan."""
@@ -145,12 +158,14 @@ class ShardReader:
                     raise error.__cause__ from None
                 raise
 
-        path = index_path(self.manifest.path(shard))
-        return self._indexes.get(shard, lambda: self._patiently(path, load))
+        where = self.manifest.index_where(shard)
+        return self._indexes.get(shard, lambda: self._patiently(where, load))
 
     def _open(self, shard: int) -> int:
-        path = self.manifest.path(shard)
-        return self._files.get(shard, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        def open_() -> int:
+            return os.open(self.manifest.path(shard), os.O_RDONLY | os.O_CLOEXEC)
+
+        return self._files.get(shard, open_)
 
     def _pread(self, shard: int, offset: int, size: int) -> bytes:
         """Read bytes of a shard."""
@@ -162,9 +177,9 @@ class ShardReader:
                 self._files.discard(shard)  # a stale handle stays stale
                 raise
 
-        return self._patiently(self.manifest.path(shard), read)
+        return self._patiently(self.manifest.where(shard), read)
 
-    def _patiently(self, path: Path, action: Callable[[], T]) -> T:
+    def _patiently(self, where: str, action: Callable[[], T]) -> T:
         """Do something with a file; network file systems fail now and then, so try again first."""
         cause = ""
         for attempt in range(_TRIES):
@@ -175,9 +190,19 @@ class ShardReader:
             except OSError as error:
                 cause = error.strerror or str(error)
         raise DataError(
-            f"{path}: cannot be read after {_TRIES} tries ({cause}); "
+            f"{where}: cannot be read after {_TRIES} tries ({cause}); "
             "check the file system, or copy the shard again"
         )
+
+
+def _together(fetch: Callable[[int], Path], shards: list[int]) -> None:
+    """Call `fetch`, which waits for the network, for all shards; local paths cost next to nothing.
+
+    An error of one call is raised when all have ended.
+    """
+    if len(shards) > 1:
+        with ThreadPoolExecutor(_FETCHES) as pool:
+            list(pool.map(fetch, shards))
 
 
 def _read_fully(descriptor: int, offset: int, size: int) -> bytes:

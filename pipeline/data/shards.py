@@ -19,8 +19,14 @@ import numpy as np
 
 from pipeline.data.files import atomic_file, make_folder, sha256_of
 from pipeline.data.images import ContentFault
-from pipeline.data.index import build_index, captions_of, index_path, read_index, save_index
-from pipeline.data.manifest import MANIFEST_NAME, Manifest, ShardEntry, save_manifest
+from pipeline.data.index import build_index, captions_of, read_index, save_index
+from pipeline.data.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    ShardEntry,
+    index_path,
+    save_manifest,
+)
 from pipeline.data.sources.record import SourceRecord
 from pipeline.errors import DataError
 

@@ -1,0 +1,262 @@
+"""Files that lie on a server: fetched whole into a bounded folder of this machine, and read there.
+
+Any number of processes may share the folder; all that they know of each other lies in it. What is
+used least recently makes room for what comes; a file that is open meanwhile stays readable. Says
+nothing of what the files hold, and keeps no connection between two calls.
+"""
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import aiohttp
+import fsspec
+from filelock import FileLock, Timeout
+
+from pipeline.data.files import make_folder, sha256_of
+from pipeline.errors import ConfigError, DataError
+
+T = TypeVar("T")
+
+SCHEMES = ("file", "http", "https", "s3")
+DEFAULT_LIMIT = 100 * 10**9  # bytes
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_POLL_SECONDS = 0.05
+# aiohttp would end any transfer after five minutes, however well it runs.
+_HTTP_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+_FINAL_STATUS = (401, 403, 404, 410)  # asking again gives the same answer
+
+
+def is_remote(place: str) -> bool:
+    """True for an address of any scheme but file:, False for a path."""
+    found = _SCHEME.match(place)
+    return found is not None and found[1].lower() != "file"
+
+
+def checked_place(place: str, schemes: tuple[str, ...] = SCHEMES) -> str:
+    """A folder's path or URL as the rest of the code takes it: no file:// before, no slash behind.
+
+    Raises:
+        ConfigError: its scheme is not one of `schemes`, or it holds credentials, a query or a
+            chain of addresses.
+    """
+    found = _SCHEME.match(place)
+    if found is None:
+        return place
+    scheme, rest = found[1].lower(), place[found.end() :]
+    if scheme not in schemes or not rest.startswith("//") or "::" in rest:
+        raise ConfigError(
+            f"{scheme}: shards are read from paths and from {', '.join(schemes)}:// addresses "
+            "only; name one of these, or allow another fsspec scheme with data.schemes=[...]"
+        )
+    if scheme == "file":
+        return rest.removeprefix("//localhost").removeprefix("//") or "/"
+    host, _, path = rest.removeprefix("//").partition("/")
+    if "@" in host or re.search(r"[?#]", rest):
+        # Not even the message may show it, and a recipe is copied into run folders and TensorBoard.
+        raise ConfigError(
+            f"{scheme}://{host.rpartition('@')[2].partition('?')[0]}/...: an address must not hold "
+            "credentials or a query; use ~/.netrc, AWS_* variables or a profile instead"
+        )
+    return f"{scheme}://{host}/{path}".rstrip("/")
+
+
+def default_folder() -> Path:
+    """`eim` in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eim"
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """A folder that holds what was fetched last, `limit` bytes at most, downloads included."""
+
+    folder: Path = field(default_factory=default_folder)
+    limit: int = DEFAULT_LIMIT  # bytes
+    schemes: tuple[str, ...] = SCHEMES
+    tries: int = 5
+    wait: float = 1.0  # seconds before the second try, doubled for each that follows
+
+    def fetch(
+        self, url: str, *, size: int | None = None, sha256: str | None = None, version: str = ""
+    ) -> Path:
+        """The local path of a remote file, which is there whole and is the one expected.
+
+        The file may be evicted by the next fetch of any process: open it at once, and fetch again
+        should it be gone. Open, it stays readable.
+
+        Args:
+            url: of a file, with one of the schemes.
+            size: its bytes, where they are known.
+            sha256: its hash (hex), where it is known; checked after each download.
+            version: tells apart what lay at this address at different times, where no hash does.
+
+        Raises:
+            ConfigError: the scheme is not allowed, or its package is not installed.
+            DataError: it cannot be fetched after some tries, or is not the one expected, or is
+                larger than the cache.
+        """
+        checked_place(url, self.schemes)
+        key = hashlib.sha256(f"{url}\n{sha256 or ''}\n{version}".encode()).hexdigest()[:24]
+        kept = self.folder / f"{key}-{PurePosixPath(url).name[-100:]}"
+        if _use(kept, size):
+            return kept
+        make_folder(self._locks)
+        with FileLock(self._lock_of(kept.name)):
+            if not _use(kept, size):  # another process may have fetched it meanwhile
+                self._patiently(url, lambda: self._download(url, kept, size, sha256))
+        return kept
+
+    def read(self, url: str) -> bytes:
+        """The content of a small remote file, never from the cache; raises as `fetch`."""
+        checked_place(url, self.schemes)
+
+        def read() -> bytes:
+            with _faults_in_one_form():
+                return bytes(_filesystem(url).cat_file(url))
+
+        return self._patiently(url, read)
+
+    @property
+    def _locks(self) -> Path:
+        return self.folder / "locks"
+
+    def _lock_of(self, name: str) -> Path:
+        return self._locks / f"{name}.lock"
+
+    def _patiently(self, url: str, action: Callable[[], T]) -> T:
+        """Tries again after a fault of the network; some answers are final."""
+        cause = ""
+        for attempt in range(self.tries):
+            if attempt:
+                time.sleep(self.wait * 2 ** (attempt - 1))
+            try:
+                return action()
+            except OSError as error:
+                cause = error.strerror or str(error)
+                if isinstance(error, (FileNotFoundError, PermissionError)):
+                    break
+        raise DataError(
+            f"{url}: cannot be fetched into {self.folder} ({cause}); check the address, your "
+            "access to it and the network, then run again"
+        )
+
+    def _download(self, url: str, kept: Path, size: int | None, sha256: str | None) -> None:
+        """Fetches to a name that does not count, and renames when all is right."""
+        with _faults_in_one_form():
+            remote = _filesystem(url)
+            expected = size if size is not None else remote.size(url)
+        part = self.folder / f"{kept.name}.{expected or 0}.part"
+        self._reserve(url, part, expected or 0)
+        try:
+            with _faults_in_one_form():
+                remote.get_file(url, str(part))
+            _check(part, size, sha256)
+            if expected is None:  # only now is it known what it takes
+                self._make_room(part, part.stat().st_size)
+            part.replace(kept)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _reserve(self, url: str, part: Path, size: int) -> None:
+        """Returns when there is room for `size` bytes, which `part` stands for from then on."""
+        if size > self.limit:
+            raise DataError(
+                f"{url}: {size / 1e9:.3g} GB, but the cache {self.folder} may hold "
+                f"{self.limit / 1e9:.3g} GB; raise data.cache_gb"
+            )
+        while not self._make_room(part, size):
+            time.sleep(_POLL_SECONDS)  # other downloads fill the cache; they end, or fail
+
+    def _make_room(self, part: Path, size: int) -> bool:
+        """Evicts what was used least recently; False where other downloads leave no room."""
+        with FileLock(self._lock_of("room")):
+            kept: list[tuple[int, int, Path]] = []
+            coming = 0
+            for path in self.folder.iterdir():
+                if path.suffix == ".part":
+                    coming += 0 if path == part else self._reserved(path)
+                elif path.is_file():
+                    found = path.stat()  # only the holder of this lock removes it
+                    kept.append((found.st_mtime_ns, found.st_size, path))
+            if coming + size > self.limit:
+                return False
+            used = sum(bytes_ for _, bytes_, _ in kept)
+            for _, bytes_, path in sorted(kept):
+                if used + coming + size <= self.limit:
+                    break
+                path.unlink()
+                used -= bytes_
+            part.touch()
+            return True
+
+    def _reserved(self, part: Path) -> int:
+        """Bytes that another process's download takes; what a killed one left is removed."""
+        name, size, _ = part.name.rsplit(".", 2)
+        try:
+            with FileLock(self._lock_of(name), timeout=0):
+                part.unlink(missing_ok=True)
+        except Timeout:
+            return int(size)
+        return 0
+
+
+def _use(kept: Path, size: int | None) -> bool:
+    """Marks a file as used now; False where it is not there, or not of the expected size."""
+    try:
+        os.utime(kept)
+        return size is None or kept.stat().st_size == size
+    except FileNotFoundError:
+        return False
+
+
+def _check(part: Path, size: int | None, sha256: str | None) -> None:
+    """Raises OSError for another size or hash: the transfer may have gone wrong."""
+    found = part.stat().st_size
+    if size is not None and found != size:
+        raise OSError(f"{found} bytes came, but the manifest says {size}")
+    if sha256 is not None and sha256_of(part) != sha256:
+        raise OSError("its SHA-256 is not the manifest's")
+    with part.open("rb") as file:
+        os.fsync(file.fileno())  # a power cut must not leave a hollow file under the final name
+
+
+def _filesystem(url: str) -> Any:
+    """A client of its own for one call: nothing is shared with threads or forked processes."""
+    scheme = url.partition(":")[0].lower()
+    options: dict[str, Any] = {}
+    if scheme in ("http", "https"):
+        # trust_env: proxies from the environment, passwords from ~/.netrc
+        options["client_kwargs"] = {"timeout": _HTTP_TIMEOUT, "trust_env": True}
+    try:
+        return fsspec.filesystem(
+            scheme, skip_instance_cache=True, use_listings_cache=False, **options
+        )
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"{scheme}://: this machine cannot read it ({error}); "
+            "for s3 run: pip install 'eim-pipeline[s3]'"
+        ) from error
+
+
+@contextmanager
+def _faults_in_one_form() -> Iterator[None]:
+    """Turns what the clients raise into OSErrors, without the addresses that some repeat."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError("not found") from error
+    except Exception as error:  # every protocol has classes of its own
+        status = getattr(error, "status", None)
+        text = f"HTTP {status} {getattr(error, 'message', '')}" if status else str(error)
+        text = re.sub(r"//[^/@\s]*@", "//", re.sub(r"\?\S*", "", " ".join(text.split())))
+        final = isinstance(error, PermissionError) or status in _FINAL_STATUS
+        kind = PermissionError if final else OSError
+        raise kind(text or type(error).__name__) from error
