@@ -64,6 +64,11 @@ class MixConfig:
     weight: float = positive(1.0)  # how often an epoch has each record; 2.5: twice, half of them 3x
     name: str | None = None  # in TensorBoard and the summary; null = the last part of `shards`
 
+    @property
+    def label(self) -> str:
+        """The set's name, given or taken from its place."""
+        return self.name or self.shards.rstrip("/").rpartition("/")[2]
+
 
 @dataclass
 class DataConfig:

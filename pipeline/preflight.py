@@ -17,7 +17,7 @@ from pipeline.models.families import family
 from pipeline.models.llm import llm_width, load_llm_config, load_tokenizer
 from pipeline.models.st import build_st
 from pipeline.recipe import phase_configs
-from pipeline.splits import open_split
+from pipeline.splits import open_split, open_training
 
 
 def check_scores(config: Config) -> None:
@@ -27,11 +27,11 @@ def check_scores(config: Config) -> None:
 
 def check(config: Config) -> None:
     """Splits, weights and sizes of a recipe; raises ConfigError or DataError in one line."""
-    for key, name in (("train", config.data.train_split), ("val", config.data.val_split)):
-        if open_split(config, name).manifest.records == 0:
+    for split in (open_training(config), open_split(config, config.data.val_split)):
+        if split.records == 0:
             raise DataError(
-                f"data.{key}_split={name}: {Path(config.data.shards) / name} holds no records; "
-                "prepare it with some, or name another split"
+                f"{split.place}: holds no records; prepare it with some, or name another split "
+                "(data.train_split, data.val_split)"
             )
     for name, phase in phase_configs(config):
         if phase.enabled and phase.init_from and read_export(Path(phase.init_from)) is None:

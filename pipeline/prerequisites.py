@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.config import PHASES, Config
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.prepare import prepare
+from pipeline.data.remote import is_remote
 from pipeline.dist import World, from_main
 from pipeline.errors import DataError, UserError
 from pipeline.preflight import check, check_scores
@@ -63,10 +64,16 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
 
 
 def _shards_missing(config: Config) -> bool:
-    """True when a split that the recipe reads is not there, or was not written to its end."""
-    shards = [(config.data.shards, config.data.test_split)]
-    for name in (config.data.train_split, config.data.val_split):
-        shards += [(config.data.shards, name), (config.pretrain.shards, name)]
-    return any(
-        folder and not (Path(folder) / split / MANIFEST_NAME).is_file() for folder, split in shards
-    )
+    """True when a local split that the recipe reads is not there, or not written to its end."""
+    data = config.data
+    shards = [(data.shards, data.test_split), (data.shards, data.val_split)]
+    shards += [(config.pretrain.shards, name) for name in (data.train_split, data.val_split)]
+    shards += [(each.shards, each.split or data.train_split) for each in data.mix]
+    if not data.mix:
+        shards.append((data.shards, data.train_split))
+    paths = [
+        Path(folder.removeprefix("file://")) / split / MANIFEST_NAME
+        for folder, split in shards
+        if folder and not is_remote(folder)
+    ]
+    return not all(path.is_file() for path in paths)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.config import Config, DataConfig, MixConfig
+from pipeline.config import Config, DataConfig
 from pipeline.data.collate import ContrastiveCollator, LanguageCollator
 from pipeline.data.joined import JoinedManifests
 from pipeline.data.loader import DecodedImages, ImageSource, Share, StepDataset
@@ -27,6 +27,8 @@ from pipeline.errors import ConfigError
 from pipeline.models.encoder import Clip, Transform
 from pipeline.models.families import family
 
+_MOST_OPEN_SHARDS = 512  # a process may have about a thousand files open
+
 
 @dataclass(frozen=True)
 class Split:
@@ -40,7 +42,7 @@ class Split:
     @property
     def records(self) -> int:
         """Records of an epoch; in a mixture a record counts as often as it comes."""
-        return self._row(seed=0).records
+        return Mixture(self._sizes, self._sets, seed=0).records
 
     @property
     def fingerprint(self) -> str:
@@ -57,6 +59,11 @@ class Split:
         return ", ".join(each.place for each in self.manifests)
 
     @property
+    def shards(self) -> int:
+        """How many there are."""
+        return len(self._sizes)
+
+    @property
     def parts(self) -> tuple["Split", ...]:
         """Each set by itself, its records once."""
         return tuple(Split(self.data, (each,)) for each in self.manifests)
@@ -64,12 +71,17 @@ class Split:
     @property
     def reader(self) -> ShardReader:
         """A fresh reader."""
-        return ShardReader(JoinedManifests(self.manifests), max_pixels=self.data.max_pixels)
+        # A step touches a shard of every set in every lane, and two where one ends.
+        touched = 2 * self.data.lanes * len(self.manifests)
+        return ShardReader(
+            JoinedManifests(self.manifests),
+            max_pixels=self.data.max_pixels,
+            open_shards=min(touched, _MOST_OPEN_SHARDS),
+        )
 
     def plan(self, global_batch: int, *, seed: int) -> Plan:
         """The training plan; ConfigError where the cache is too small for one of its steps."""
-        _check_cache(self.data, self.manifests)
-        return Plan(
+        plan = Plan(
             self._sizes,
             sets=self._sets,
             seed=seed,
@@ -77,6 +89,8 @@ class Split:
             lanes=self.data.lanes,
             window=self.data.window,
         )
+        _check_cache(self.data, self.manifests, plan.lanes)
+        return plan
 
     def in_order(self, global_batch: int, records: int | None = None) -> Plan:
         """Every record of every set once, in order; only the first `records` when that is given."""
@@ -94,9 +108,6 @@ class Split:
     def _sets(self) -> list[tuple[int, float]]:
         shards = (len(each.shards) for each in self.manifests)
         return list(zip(shards, self.weights, strict=True))
-
-    def _row(self, seed: int) -> Mixture:
-        return Mixture(self._sizes, self._sets, seed=seed)
 
 
 def open_split(config: Config, name: str) -> Split:
@@ -121,7 +132,7 @@ def open_training(config: Config) -> Split:
         data,
         manifests=tuple(load_manifest(place, cache) for place in places),
         weights=tuple(each.weight for each in data.mix),
-        names=tuple(map(mix_name, data.mix)),
+        names=tuple(each.label for each in data.mix),
     )
     for i, (manifest, weight) in enumerate(zip(split.manifests, split.weights, strict=True)):
         if round(weight * manifest.records) == 0:
@@ -142,7 +153,7 @@ def _below(place: str, name: str) -> str:
     return f"{place.rstrip('/')}/{name}"
 
 
-def _check_cache(data: DataConfig, manifests: Sequence[Manifest]) -> None:
+def _check_cache(data: DataConfig, manifests: Sequence[Manifest], lanes: int) -> None:
     """Refuse a cache that cannot hold the shards of one step: each would be fetched ever again."""
     sizes = [
         entry.bytes
@@ -150,11 +161,11 @@ def _check_cache(data: DataConfig, manifests: Sequence[Manifest]) -> None:
         for number, entry in enumerate(each.shards)
         if is_remote(each.where(number))
     ]
-    need = sum(sorted(sizes, reverse=True)[: data.lanes * len(manifests)])
+    need = sum(sorted(sizes, reverse=True)[: lanes * len(manifests)])
     if need > data.cache_gb * 1e9:
         raise ConfigError(
-            f"data.cache_gb={data.cache_gb:g}: one step reads from up to {data.lanes} lanes, whose "
-            f"remote shards take {need / 1e9:.3g} GB; raise it, or lower data.lanes"
+            f"data.cache_gb={data.cache_gb:g}: one step reads from {lanes} lanes, whose remote "
+            f"shards take up to {need / 1e9:.3g} GB; raise it, or lower data.lanes"
         )
 
 

@@ -49,7 +49,7 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     export = _export_of_last_phase(config, world)
     split = open_split(config, settings.split)
     dtype = dtype_of(resolve_precision(config.precision, world.device))
-    log.info("evaluate      %s on %s (%d records)", export, settings.split, split.manifest.records)
+    log.info("evaluate      %s on %s (%d records)", export, settings.split, split.records)
     began = time.perf_counter()
     built = build_caption_model(
         config,
@@ -179,9 +179,7 @@ def _write(
     truth = references.captions()
     scored = {key: text for key, text in predictions.items() if key in truth}
     if not scored:
-        raise DataError(
-            f"no record of {split.manifest.folder} could be captioned; check its images"
-        )
+        raise DataError(f"no record of {split.place} could be captioned; check its images")
     scores = score(scored, {key: truth[key] for key in scored}, config.evaluate.metrics)
     folder = output_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
