@@ -129,6 +129,10 @@ class ShardCache:
     def _lock_of(self, name: str) -> Path:
         return self._locks / f"{name}.lock"
 
+    def _counting(self) -> FileLock:
+        """Held while what the folder holds is counted, evicted or renamed."""
+        return FileLock(self._locks / "counting")
+
     def _patiently(self, url: str, action: Callable[[], T]) -> T:
         """Tries again after a fault of the network; some answers are final."""
         cause = ""
@@ -159,7 +163,8 @@ class ShardCache:
             _check(part, size, sha256)
             if expected is None:  # only now is it known what it takes
                 self._make_room(part, part.stat().st_size)
-            part.replace(kept)
+            with self._counting():  # whoever counts must not miss it under both names
+                part.replace(kept)
         finally:
             part.unlink(missing_ok=True)
 
@@ -175,7 +180,7 @@ class ShardCache:
 
     def _make_room(self, part: Path, size: int) -> bool:
         """Evicts what was used least recently; False where other downloads leave no room."""
-        with FileLock(self._lock_of("room")):
+        with self._counting():
             kept: list[tuple[int, int, Path]] = []
             coming = 0
             for path in self.folder.iterdir():

@@ -1,6 +1,7 @@
-"""A mixture's promises: counts by weight, another fraction each epoch, proportions, and the plan's."""
+"""A mixture's promises: counts by weight, another fraction each epoch, sets in proportion."""
 
 import hashlib
+import itertools
 import time
 import tracemalloc
 from collections import Counter
@@ -85,7 +86,7 @@ def test_the_fraction_is_another_one_each_epoch_and_over_the_epochs_all_come_equ
         total += found
         assert len(extra[-1]) == round((weight % 1) * 230)
         assert total.max() - total.min() <= 1
-    assert all(first != second for first, second in zip(extra, extra[1:], strict=False))
+    assert all(first != second for first, second in itertools.pairwise(extra))
     if weight % 1 == 0.5:  # the two halves
         assert not extra[0] & extra[1] and len(extra[0] | extra[1]) == 230
     assert set.union(*extra) == set(range(230))
