@@ -1,7 +1,8 @@
 """The list of a split's shards: what a folder must hold to be read.
 
-`manifest.json` is written last, so a folder that has one is complete. Reading it checks that all
-shards are there with their sizes; it does not hash their content again.
+`manifest.json` is written last, so a folder that has one is complete. The shards lie beside it, or
+wherever its `shards_at` says. Loading it checks that all shards are there, unchanged by their size
+and time; it does not hash their content again (`check.py` does).
 """
 
 import hashlib
@@ -15,17 +16,19 @@ from pipeline.data.files import atomic_file
 from pipeline.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
-VERSION = 1
+SKIPPED_NAME = "skipped.jsonl"  # beside it: what was left out, one line a record
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: its file name, its size in bytes, its records, and its hash when known."""
+    """One shard, as its manifest and its index know it."""
 
-    name: str
+    name: str  # its path below the place of the shards
     bytes: int
     records: int
-    sha256: str | None = None
+    sha256: str | None = None  # where it was hashed
+    mtime_ns: int | None = None  # of a shard that somebody else made: when it was last changed
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Manifest:
     folder: Path
     shards: tuple[ShardEntry, ...]
     skipped: Mapping[str, int] = field(default_factory=dict)
+    at: str | None = None  # where the shards lie; None: in `folder`
 
     @property
     def records(self) -> int:
@@ -59,7 +63,16 @@ class Manifest:
 
     def path(self, shard: int) -> Path:
         """Return the path of a shard by its number."""
-        return self.folder / self.shards[shard].name
+        return self.folder / (self.at or "") / self.shards[shard].name
+
+    def index_path(self, shard: int) -> Path:
+        """Return the path of a shard's index, which lies in the manifest's folder."""
+        return index_path(self.folder / self.shards[shard].name)
+
+
+def index_path(shard: Path) -> Path:
+    """Return the name of a shard's index: `x.tar` -> `x.index.npz`."""
+    return shard.with_suffix(".index.npz")
 
 
 def save_manifest(manifest: Manifest) -> None:
@@ -67,6 +80,7 @@ def save_manifest(manifest: Manifest) -> None:
     content = {
         "version": VERSION,
         "records": manifest.records,
+        **({} if manifest.at is None else {"shards_at": manifest.at}),
         "shards": [asdict(shard) for shard in manifest.shards],
         "skipped": dict(sorted(manifest.skipped.items())),
     }
@@ -82,18 +96,29 @@ def load_manifest(folder: Path) -> Manifest:
 
     Raises:
         DataError: there is no manifest, or an unreadable one, or one of another version; a shard
-            is missing or has another size.
+            is missing, has another size, or was changed since it was indexed.
+    """
+    manifest = read_manifest(folder)
+    for number, shard in enumerate(manifest.shards):
+        check_file(manifest.path(number), shard)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a split as it stands, without a look at the shards.
+
+    Raises:
+        DataError: there is no manifest, or an unreadable one, or one of another version.
     """
     path = Path(folder) / MANIFEST_NAME
     content = _read(path)
     try:
         shards = tuple(ShardEntry(**_checked(shard)) for shard in content["shards"])
-        manifest = Manifest(path.parent, shards, {k: int(v) for k, v in content["skipped"].items()})
+        skipped = {reason: int(count) for reason, count in content["skipped"].items()}
+        at = None if content.get("shards_at") is None else str(content["shards_at"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: not a manifest ({error}); prepare the shards again") from error
-    for shard in manifest.shards:
-        _check_file(manifest.folder / shard.name, shard)
-    return manifest
+    return Manifest(path.parent, shards, skipped, at)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -104,9 +129,11 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: no such file, so these shards are missing or unfinished; "
             "run stages/prepare.py, or set data.shards to the folder above the splits"
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); mend its rights") from error
+    except ValueError as error:
         cause = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be read ({cause}); prepare the shards again") from error
+        raise DataError(f"{path}: not JSON ({cause}); prepare the shards again") from error
     version = content.get("version") if isinstance(content, dict) else None
     if not isinstance(content, dict) or version != VERSION:
         raise DataError(
@@ -119,21 +146,32 @@ def _read(path: Path) -> dict[str, Any]:
 def _checked(shard: dict[str, Any]) -> dict[str, Any]:
     """Refuse names that lead out of the folder: a manifest may come from somebody else."""
     name = shard["name"]
-    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".tar"):
+    inside = isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not inside or not name.endswith(".tar"):
         raise ValueError(f"bad shard name {name!r}")
     return shard
 
 
-def _check_file(path: Path, shard: ShardEntry) -> None:
+def check_file(path: Path, shard: ShardEntry) -> None:
+    """Refuse a shard that is not there, or whose size or time is not the manifest's.
+
+    Raises:
+        DataError: with the path, what was expected and what is there.
+    """
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except OSError as error:
         raise DataError(
             f"{path}: the manifest lists this shard, but it is not there ({error.strerror}); "
             "copy it again, or prepare the shards again"
         ) from error
-    if size != shard.bytes:
+    if found.st_size != shard.bytes:
         raise DataError(
-            f"{path}: {size} bytes, but the manifest says {shard.bytes}; "
+            f"{path}: {found.st_size} bytes, but the manifest says {shard.bytes}; "
             "copy the shard again, or prepare the shards again"
+        )
+    if shard.mtime_ns is not None and found.st_mtime_ns != shard.mtime_ns:
+        raise DataError(
+            f"{path}: was changed (or copied) after it was indexed; "
+            "run stages/prepare.py again, which indexes what has changed"
         )
