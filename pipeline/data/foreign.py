@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from pipeline.data.faults import ContentFault, from_note, tally, to_note, write_faults
 from pipeline.data.files import make_folder, sha256_of
@@ -74,7 +74,7 @@ def _matching(shards: str, path: Path) -> tuple[Path, list[Path]]:
     plain = next((i for i, part in enumerate(parts) if _MAGIC.search(part)), len(parts) - 1)
     try:
         patterns = list(braceexpand(str(path)))
-    except (UnbalancedBracesError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(f"shards={shards!r}: {error}; write braces as {{000..123}}") from error
     found: dict[Path, None] = {}
     for pattern in patterns:

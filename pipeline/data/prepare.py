@@ -15,12 +15,10 @@ from pipeline.data.manifest import MANIFEST_NAME, SKIPPED_NAME, Manifest, load_m
 from pipeline.data.progress import progress_bar
 from pipeline.data.settings import check_settings, save_settings, settings_of
 from pipeline.data.shards import write_split
-from pipeline.data.sources import SourceRecord, load_source
+from pipeline.data.sources import WEBDATASET, SourceRecord, load_source
 from pipeline.errors import ConfigError, DataError
 
 Report = Callable[[str], None]
-
-WEBDATASET = "webdataset"  # the source whose shards are there already
 
 
 def prepare(cfg: PrepareConfig, *, report: Report) -> dict[str, Manifest]:
