@@ -75,7 +75,7 @@ def sha256_of(path: Path) -> str:
 
 
 def patiently(
-    path: Path,
+    where: Path | str,
     action: Callable[[], T],
     *,
     wait: float = 0.5,
@@ -84,7 +84,7 @@ def patiently(
     """Do something with a file; network file systems fail now and then, so try again first.
 
     Args:
-        path: named in the error.
+        where: the file, named in the error.
         action: what is done; an OSError of it is worth another try.
         wait: seconds before the second try, doubled for the third.
         lasting: errors that are raised as they are, at once.
@@ -103,6 +103,6 @@ def patiently(
         except OSError as error:
             cause = error.strerror or str(error)
     raise DataError(
-        f"{path}: cannot be read after {_TRIES} tries ({cause}); "
+        f"{where}: cannot be read after {_TRIES} tries ({cause}); "
         "check the file system, or copy the file again"
     )

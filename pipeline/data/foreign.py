@@ -7,7 +7,7 @@ may lie in sub-folders. Tars must be local and uncompressed.
 import glob
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def find_shards(shards: str) -> tuple[Path, list[Path]]:
         )
     path = Path(os.path.abspath(Path(shards).expanduser()))
     if path.is_dir():
-        base, found = path, [each for each in path.rglob("*") if each.is_file()]
+        base, found = path, list(_files(shards, path))
     else:
         base, found = _matching(shards, path)
     compressed = [each for each in found if each.name.endswith(_COMPRESSED)]
@@ -66,6 +66,25 @@ def find_shards(shards: str) -> tuple[Path, list[Path]]:
     if not tars:
         raise ConfigError(f"shards={shards!r}: names no *.tar; set shards to what holds them")
     return base, tars
+
+
+def _files(shards: str, folder: Path) -> Iterator[Path]:
+    """All files in a folder, through links too; a sub-folder that cannot be read is an error."""
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(
+            f"shards={shards!r}: {error.filename} cannot be read ({error.strerror}); mend its "
+            "rights, or name another folder"
+        ) from error
+
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(place)
+        if real in seen:  # links that lead round in a circle
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place) / name for name in files)
 
 
 def _matching(shards: str, path: Path) -> tuple[Path, list[Path]]:
