@@ -173,15 +173,20 @@ class EvaluateConfig:
 
 @dataclass
 class PrepareConfig:
-    """One raw data set to be written as shards."""
+    """One data set to be written as shards, or shards of others to be indexed."""
 
-    source: str = ""  # coco, flickr8k or scenes
+    source: str = ""  # coco, flickr8k, folder, scenes, or webdataset (shards of others)
     out: str = ""  # folder; each split becomes a sub-folder
-    images: str = ""  # coco, flickr8k: the image folder
+    images: str = ""  # coco, flickr8k, folder: the image folder
     annotations: list[str] = field(default_factory=list)  # coco: annotation JSON files
     karpathy: str = ""  # coco: dataset_coco.json, whose splits (and sentences) are used
-    split: str = "train"  # coco without karpathy: the split that the annotations become
-    captions: str = ""  # flickr8k: captions.txt
+    split: str = "train"  # coco without karpathy, folder without a split column, webdataset
+    captions: str = ""  # flickr8k: captions.txt; folder: a .csv, .tsv, .jsonl or .json file
+    image_column: str = ""  # folder: "" = found by its usual names (image, file_name, path, ...)
+    caption_column: str = ""  # folder: "" = found by its usual names (caption, text, ...)
+    split_column: str = ""  # folder: "" = the column `split`, where there is one
+    shards: str = ""  # webdataset: a folder of tars, or a pattern such as /d/{00000..00331}.tar
+    hash: bool = False  # webdataset: also compute SHA-256 of each shard, which reads all of it
     split_lists: str = ""  # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
     style: str = one_of("general", "general", "target")  # scenes
     wording: str = one_of("style", "style", "both")  # scenes: a record is told in either wording

@@ -11,6 +11,7 @@ from pipeline.config import PHASES, Config
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.prepare import prepare
 from pipeline.data.remote import is_remote
+from pipeline.data.settings import check_prepared
 from pipeline.dist import World, from_main
 from pipeline.errors import DataError, UserError
 from pipeline.preflight import check, check_scores
@@ -21,12 +22,19 @@ log = logging.getLogger("pipeline")
 
 
 def make_shards(config: Config, world: World) -> None:
-    """Prepares every entry of the recipe's `prepare`, on rank 0; finished ones are left alone."""
+    """Prepares the recipe's `prepare` on rank 0 where shards are missing.
+
+    Shards that are there, but of other settings than the recipe's, are a DataError.
+    """
     failure: str | None = None
     if world.is_main:
+        missing = _shards_missing(config)
         try:
             for entry in config.prepare.values():
-                prepare(entry, report=log.info)
+                if missing:
+                    prepare(entry, report=log.info)
+                else:
+                    check_prepared(entry)
         except UserError as error:
             failure = str(error)
     failure = from_main(failure, world)
@@ -47,8 +55,7 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
         if until != "pretrain":
             check(effective(config))
         return True
-    if from_main(_shards_missing(config), world):
-        make_shards(config, world)
+    make_shards(config, world)
     if until == "pretrain":
         return True
     if config.pretrain.out and not pretrain(config, world):

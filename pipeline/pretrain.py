@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline import checkpoint as ckpt
 from pipeline.assemble import overlay, overlay_clip
 from pipeline.config import Config, EncoderConfig, LLMConfig
-from pipeline.data.images import ContentFault
+from pipeline.data.faults import ContentFault
 from pipeline.data.plan import items_in_order
 from pipeline.dist import World, agree_any, from_main, wait_for_all
 from pipeline.engine import dtype_of

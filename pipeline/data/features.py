@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.data.faults import ContentFault
 from pipeline.data.loader import DecodedImages
 from pipeline.data.lru import LRU
-from pipeline.data.reader import ContentFault, RawRecord, ShardReader
+from pipeline.data.reader import RawRecord, ShardReader
 from pipeline.errors import DataError
 
 Encode = Callable[[Tensor], Tensor]  # (B, 3, H, W) -> (B, C)

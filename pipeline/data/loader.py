@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.collate import Batch, Sample
+from pipeline.data.faults import ContentFault
 from pipeline.data.plan import Plan, arrange
-from pipeline.data.reader import ContentFault, RawRecord, ShardReader
+from pipeline.data.reader import RawRecord, ShardReader
 from pipeline.errors import DataError
 
 

@@ -2,7 +2,7 @@
 
 `manifest.json` is written last, so a folder that has one is complete. The shards lie beside it, or
 wherever its `shards_at` says; both places may be remote. Loading it checks that all local shards
-are there with their sizes; it does not hash their content again.
+are there, unchanged by their size and time; it does not hash their content again (`check.py` does).
 """
 
 import hashlib
@@ -17,17 +17,19 @@ from pipeline.data.remote import ShardCache, checked_place, is_remote
 from pipeline.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
-VERSION = 1
+SKIPPED_NAME = "skipped.jsonl"  # beside it: what was left out, one line a record
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: its file name, its size in bytes, its records, and its hash when known."""
+    """One shard, as its manifest and its index know it."""
 
-    name: str
+    name: str  # its path below the place of the shards
     bytes: int
     records: int
-    sha256: str | None = None
+    sha256: str | None = None  # where it was hashed
+    mtime_ns: int | None = None  # of a shard that somebody else made: when it was last changed
 
 
 @dataclass(frozen=True)
@@ -132,17 +134,24 @@ def load_manifest(place: str | Path, cache: ShardCache | None = None) -> Manifes
     Raises:
         ConfigError: a URL that is not allowed (see `remote.checked_place`).
         DataError: there is no manifest, or an unreadable one, or one of another version; a local
-            shard is missing or has another size.
+            shard is missing, has another size, or was changed since it was indexed.
     """
-    manifest = _parsed(str(place), cache or ShardCache())
+    manifest = read_manifest(place, cache)
     for number, shard in enumerate(manifest.shards):
         if not is_remote(manifest.where(number)):
-            _check_file(manifest.path(number), shard)
+            check_file(manifest.path(number), shard)
     return manifest
 
 
-def _parsed(place: str, cache: ShardCache) -> Manifest:
-    place = checked_place(place, cache.schemes)
+def read_manifest(place: str | Path, cache: ShardCache | None = None) -> Manifest:
+    """Read the manifest of a split as it stands, without a look at the shards.
+
+    Raises:
+        ConfigError: as `load_manifest`.
+        DataError: there is no manifest, or an unreadable one, or one of another version.
+    """
+    cache = cache or ShardCache()
+    place = checked_place(str(place), cache.schemes)
     home = place if is_remote(place) else None
     path = f"{place}/{MANIFEST_NAME}"
     content = _read(path, None if home is None else cache.read(path))
@@ -170,9 +179,11 @@ def _read(path: str, fetched: bytes | None) -> dict[str, Any]:
             f"{path}: no such file, so these shards are missing or unfinished; "
             "run stages/prepare.py, or set data.shards to the folder above the splits"
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); mend its rights") from error
+    except ValueError as error:
         cause = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be read ({cause}); prepare the shards again") from error
+        raise DataError(f"{path}: not JSON ({cause}); prepare the shards again") from error
     version = content.get("version") if isinstance(content, dict) else None
     if not isinstance(content, dict) or version != VERSION:
         raise DataError(
@@ -185,21 +196,32 @@ def _read(path: str, fetched: bytes | None) -> dict[str, Any]:
 def _checked(shard: dict[str, Any]) -> dict[str, Any]:
     """Refuse names that lead out of the folder: a manifest may come from somebody else."""
     name = shard["name"]
-    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".tar"):
+    inside = isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not inside or not name.endswith(".tar"):
         raise ValueError(f"bad shard name {name!r}")
     return shard
 
 
-def _check_file(path: Path, shard: ShardEntry) -> None:
+def check_file(path: Path, shard: ShardEntry) -> None:
+    """Refuse a shard that is not there, or whose size or time is not the manifest's.
+
+    Raises:
+        DataError: with the path, what was expected and what is there.
+    """
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except OSError as error:
         raise DataError(
             f"{path}: the manifest lists this shard, but it is not there ({error.strerror}); "
             "copy it again, or prepare the shards again"
         ) from error
-    if size != shard.bytes:
+    if found.st_size != shard.bytes:
         raise DataError(
-            f"{path}: {size} bytes, but the manifest says {shard.bytes}; "
+            f"{path}: {found.st_size} bytes, but the manifest says {shard.bytes}; "
             "copy the shard again, or prepare the shards again"
+        )
+    if shard.mtime_ns is not None and found.st_mtime_ns != shard.mtime_ns:
+        raise DataError(
+            f"{path}: was changed (or copied) after it was indexed; "
+            "run stages/prepare.py again, which indexes what has changed"
         )

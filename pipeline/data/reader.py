@@ -8,7 +8,6 @@ at once. Nothing is ever unpickled from a shard.
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,17 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.images import ContentFault, decode_image
+from pipeline.data.faults import ContentFault
+from pipeline.data.files import patiently
+from pipeline.data.images import decode_image
 from pipeline.data.index import ShardIndex, captions_of, load_index
 from pipeline.data.joined import Shards
 from pipeline.data.lru import LRU
 from pipeline.errors import DataError
 
-__all__ = ["ContentFault", "RawRecord", "ShardReader", "decode_image"]
-
 T = TypeVar("T")
 
-_TRIES = 3
 # A step touches every lane's shard, and two where a lane passes into the next one; the default of
 # 64 lanes fits twice.
 _OPEN_SHARDS = 128
@@ -38,7 +36,10 @@ _FETCHES = 8  # at a time: one connection seldom fills the line
 
 @dataclass(frozen=True)
 class RawRecord:
-    """One record as stored: the image file's bytes, and the JSON member with its "captions"."""
+    """One record as stored: the image file's bytes, and the JSON member with its "captions".
+
+    A text member becomes data["captions"] where the JSON has none, or there is no JSON.
+    """
 
     key: str
     image: bytes
@@ -102,13 +103,19 @@ class ShardReader:
             The record; its data["captions"] is a non-empty list of texts.
 
         Raises:
-            ContentFault: "bad JSON" or "no captions"; the reader can go on with another record.
+            ContentFault: "bad JSON", "invalid UTF-8" or "no captions"; the reader can go on with
+                another record.
             DataError: the shard or its index cannot be read.
         """
         index = self._index(shard)
         name, key = self.manifest.shards[shard].name, index.key(record)
-        text = self._pread(shard, int(index.json_offset[record]), int(index.json_size[record]))
-        data = _parse(text, name, key)
+        try:
+            data = _data(
+                self._member(shard, index.json_offset[record], index.json_size[record]),
+                self._member(shard, index.txt_offset[record], index.txt_size[record]),
+            )
+        except ContentFault as fault:
+            raise ContentFault(fault.reason, name, key, fault.detail) from fault
         image = self._pread(shard, int(index.image_offset[record]), int(index.image_size[record]))
         return RawRecord(key=key, image=image, data=data, shard=name)
 
@@ -167,6 +174,10 @@ class ShardReader:
 
         return self._files.get(shard, open_)
 
+    def _member(self, shard: int, offset: np.int64, size: np.int64) -> bytes | None:
+        """Read a member that a record may lack."""
+        return None if offset < 0 else self._pread(shard, int(offset), int(size))
+
     def _pread(self, shard: int, offset: int, size: int) -> bytes:
         """Read bytes of a shard."""
 
@@ -180,19 +191,7 @@ class ShardReader:
         return self._patiently(self.manifest.where(shard), read)
 
     def _patiently(self, where: str, action: Callable[[], T]) -> T:
-        """Do something with a file; network file systems fail now and then, so try again first."""
-        cause = ""
-        for attempt in range(_TRIES):
-            if attempt:
-                time.sleep(self._retry_wait * 2 ** (attempt - 1))
-            try:
-                return action()
-            except OSError as error:
-                cause = error.strerror or str(error)
-        raise DataError(
-            f"{where}: cannot be read after {_TRIES} tries ({cause}); "
-            "check the file system, or copy the shard again"
-        )
+        return patiently(where, action, wait=self._retry_wait)
 
 
 def _together(fetch: Callable[[int], Path], shards: list[int]) -> None:
@@ -217,15 +216,24 @@ def _read_fully(descriptor: int, offset: int, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _parse(text: bytes, shard: str, key: str) -> dict[str, Any]:
-    """The JSON member of a record, its captions in one form."""
+def _data(json_member: bytes | None, text_member: bytes | None) -> dict[str, Any]:
+    """What a record says besides its image, its captions in one form."""
+    data: Any = {}
     try:
-        data = json.loads(text)
+        if json_member is not None:
+            data = json.loads(json_member)
+        text = "" if text_member is None else text_member.decode()
+    except UnicodeDecodeError as error:
+        raise ContentFault("invalid UTF-8", detail=str(error)) from error
     except (ValueError, RecursionError) as error:
-        raise ContentFault("bad JSON", shard, key, " ".join(str(error).split())) from error
+        raise ContentFault("bad JSON", detail=" ".join(str(error).split())) from error
     if not isinstance(data, dict):
-        raise ContentFault("bad JSON", shard, key, "not an object")
-    captions = captions_of(data)
+        raise ContentFault("bad JSON", detail="not an object")
+    captions = captions_of(data) or captions_of({"caption": text})
     if not captions:
-        raise ContentFault("no captions", shard, key)
+        raise ContentFault("no captions")
+    try:
+        "".join(captions).encode()
+    except UnicodeEncodeError as error:  # JSON can spell it, no tokenizer takes it
+        raise ContentFault("invalid UTF-8", detail="half a surrogate pair") from error
     return {**data, "captions": captions}

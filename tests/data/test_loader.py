@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from pipeline.data.collate import LanguageCollator
+from pipeline.data.faults import ContentFault
 from pipeline.data.features import CachedFeatures, encode_shards, feature_files
-from pipeline.data.images import ContentFault
 from pipeline.data.loader import DecodedImages, Share, StepDataset, draw, iterate, read_all
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.plan import Plan

@@ -168,7 +168,7 @@ def test_files_that_are_no_images_are_counted(flickr, tmp_path):
     (tmp_path / "images/a.jpg").write_bytes(b"<html>")
     (tmp_path / "images/gone.jpg").write_bytes(encode(Image.new("RGB", (4, 4)), "PNG"))
     manifest = prepare(flickr, report=lambda _: None)["train"]
-    assert manifest.skipped == {"neither JPEG nor PNG": 1} and manifest.records == 1
+    assert manifest.skipped == {"not an image": 1} and manifest.records == 1
     (tmp_path / "images/b.jpg").write_bytes(b"<html>")
     with pytest.raises(DataError, match="none of 1 records"):
         prepare(replace(flickr, out=str(tmp_path / "second")), report=lambda _: None)
