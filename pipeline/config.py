@@ -71,14 +71,20 @@ class MixConfig:
 
 
 @dataclass
-class DataConfig:
+class RemoteConfig:
+    """How shards are read that lie on a server: fetched whole into a folder of this machine."""
+
+    cache: str | None = None  # this folder, best on a local disk; null = ~/.cache/eim
+    cache_gb: float = positive(100.0)  # the most that it holds, in 10^9 bytes
+    schemes: list[str] = field(default_factory=list)  # fsspec's, allowed besides http(s) and s3
+
+
+@dataclass
+class DataConfig(RemoteConfig):
     """Where the records are and how they are read."""
 
     shards: str = ""  # folder, or http(s):// or s3:// URL, with a sub-folder for each split
     mix: list[MixConfig] = field(default_factory=list)  # trained on instead of shards' train_split
-    cache: str | None = None  # folder for fetched shards, best on a local disk; null = ~/.cache/eim
-    cache_gb: float = positive(100.0)  # the most that this folder holds, in 10^9 bytes
-    schemes: list[str] = field(default_factory=list)  # fsspec's, allowed besides http(s) and s3
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"
@@ -172,7 +178,7 @@ class EvaluateConfig:
 
 
 @dataclass
-class PrepareConfig:
+class PrepareConfig(RemoteConfig):
     """One data set to be written as shards, or shards of others to be indexed."""
 
     source: str = ""  # coco, flickr8k, folder, scenes, or webdataset (shards of others)
@@ -185,7 +191,9 @@ class PrepareConfig:
     image_column: str = ""  # folder: "" = found by its usual names (image, file_name, path, ...)
     caption_column: str = ""  # folder: "" = found by its usual names (caption, text, ...)
     split_column: str = ""  # folder: "" = the column `split`, where there is one
-    shards: str = ""  # webdataset: a folder of tars, or a pattern such as /d/{00000..00331}.tar
+    shards: str = (
+        ""  # webdataset: folder of tars, or pattern: /d/{000..331}.tar, s3://b/{000..331}.tar
+    )
     hash: bool = False  # webdataset: also compute SHA-256 of each shard, which reads all of it
     split_lists: str = ""  # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
     style: str = one_of("general", "general", "target")  # scenes

@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,10 +17,11 @@ from pipeline.data.joined import JoinedManifests
 from pipeline.data.loader import DecodedImages, ImageSource, Share, StepDataset
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.mixture import Mixture
+from pipeline.data.places import is_remote
 from pipeline.data.plan import Plan
 from pipeline.data.prompts import CaptionRows, PromptRows
 from pipeline.data.reader import ShardReader
-from pipeline.data.remote import SCHEMES, ShardCache, default_folder, is_remote
+from pipeline.data.remote import cache_of
 from pipeline.dist import World
 from pipeline.errors import ConfigError
 from pipeline.models.encoder import Clip, Transform
@@ -141,12 +141,6 @@ def open_training(config: Config) -> Split:
                 f"{manifest.place}; raise it, or leave the set out"
             )
     return split
-
-
-def cache_of(data: DataConfig) -> ShardCache:
-    """The cache for remote shards that the recipe describes."""
-    folder = Path(data.cache).expanduser() if data.cache else default_folder()
-    return ShardCache(folder, int(data.cache_gb * 1e9), (*SCHEMES, *data.schemes))
 
 
 def _below(place: str, name: str) -> str:

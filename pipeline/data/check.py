@@ -148,13 +148,18 @@ def check_split(folder: Path, *, workers: int, max_pixels: int) -> SplitReport:
 def _check_shard(task: _Task) -> tuple[list[ContentFault], Hashes]:
     """All faults of one shard, and a hash of each of its keys."""
     manifest, number = task.manifest, task.shard
-    entry, path = manifest.shards[number], manifest.path(number)
+    entry = manifest.shards[number]
     faults: list[ContentFault] = []
 
     def note(reason: str, error: object) -> None:
         faults.append(ContentFault(reason, entry.name, detail=str(error)))
 
     nothing = np.zeros(0, dtype=np.uint64)
+    try:
+        path = manifest.path(number)
+    except DataError as error:  # of a remote shard
+        note("shard missing or changed", error)
+        return faults, nothing
     try:
         check_file(path, entry)
     except DataError as error:

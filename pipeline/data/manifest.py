@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.files import atomic_file
-from pipeline.data.remote import ShardCache, checked_place, is_remote
+from pipeline.data.places import checked_place, is_remote
+from pipeline.data.remote import ShardCache
 from pipeline.errors import DataError
 
 MANIFEST_NAME = "manifest.json"

@@ -10,9 +10,11 @@ from pathlib import Path
 from pipeline.config import PrepareConfig
 from pipeline.data.faults import ContentFault, describe
 from pipeline.data.files import make_folder
-from pipeline.data.foreign import find_shards, index_shards
+from pipeline.data.finding import find_shards
+from pipeline.data.foreign import index_shards
 from pipeline.data.manifest import MANIFEST_NAME, SKIPPED_NAME, Manifest, load_manifest
 from pipeline.data.progress import progress_bar
+from pipeline.data.remote import cache_of
 from pipeline.data.settings import check_settings, save_settings, settings_of
 from pipeline.data.shards import write_split
 from pipeline.data.sources import WEBDATASET, SourceRecord, load_source
@@ -57,21 +59,23 @@ def prepare(cfg: PrepareConfig, *, report: Report) -> dict[str, Manifest]:
 
 def _index_split(cfg: PrepareConfig, folder: Path, report: Report) -> Manifest:
     """Index the shards of others; what has not changed since the last time is only looked at."""
-    base, tars = find_shards(cfg.shards)
+    cache = cache_of(cfg)
+    base, names = find_shards(cfg.shards, cache.schemes)
     settings = settings_of(cfg, folder.name)
     check_settings(folder, settings)
     make_folder(folder)
     save_settings(folder, settings)
-    with progress_bar(folder.name, len(tars), "shards") as progress:
+    with progress_bar(folder.name, len(names), "shards") as progress:
         manifest, faults = index_shards(
             base,
-            tars,
+            names,
             folder,
             with_hash=cfg.hash,
             workers=cfg.workers,
+            cache=cache,
             progress=progress,
         )
-    _report(manifest, faults, len(tars), "shards", report)
+    _report(manifest, faults, len(names), "shards", report)
     return manifest
 
 

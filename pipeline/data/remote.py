@@ -19,52 +19,24 @@ import aiohttp
 import fsspec
 from filelock import FileLock, Timeout
 
+from pipeline.config import RemoteConfig
 from pipeline.data.files import make_folder, sha256_of
+from pipeline.data.places import SCHEMES, checked_place
 from pipeline.errors import ConfigError, DataError
 
 T = TypeVar("T")
 
-SCHEMES = ("file", "http", "https", "s3")
 DEFAULT_LIMIT = 100 * 10**9  # bytes
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _POLL_SECONDS = 0.05
 # aiohttp would end any transfer after five minutes, however well it runs.
 _HTTP_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
 _FINAL_STATUS = (401, 403, 404, 410)  # asking again gives the same answer
 
 
-def is_remote(place: str) -> bool:
-    """True for an address of any scheme but file:, False for a path."""
-    found = _SCHEME.match(place)
-    return found is not None and found[1].lower() != "file"
-
-
-def checked_place(place: str, schemes: tuple[str, ...] = SCHEMES) -> str:
-    """A folder's path or URL as the rest of the code takes it: no file:// before, no slash behind.
-
-    Raises:
-        ConfigError: its scheme is not one of `schemes`, or it holds credentials, a query or a
-            chain of addresses.
-    """
-    found = _SCHEME.match(place)
-    if found is None:
-        return place
-    scheme, rest = found[1].lower(), place[found.end() :]
-    if scheme not in schemes or not rest.startswith("//") or "::" in rest:
-        raise ConfigError(
-            f"{scheme}: shards are read from paths and from {', '.join(schemes)}:// addresses "
-            "only; name one of these, or allow another fsspec scheme with data.schemes=[...]"
-        )
-    if scheme == "file":
-        return rest.removeprefix("//localhost").removeprefix("//") or "/"
-    host, _, path = rest.removeprefix("//").partition("/")
-    if "@" in host or re.search(r"[?#]", rest):
-        # Not even the message may show it, and a recipe is copied into run folders and TensorBoard.
-        raise ConfigError(
-            f"{scheme}://{host.rpartition('@')[2].partition('?')[0]}/...: an address must not hold "
-            "credentials or a query; use ~/.netrc, AWS_* variables or a profile instead"
-        )
-    return f"{scheme}://{host}/{path}".rstrip("/")
+def cache_of(config: RemoteConfig) -> "ShardCache":
+    """The cache that a recipe's keys describe."""
+    folder = Path(config.cache).expanduser() if config.cache else default_folder()
+    return ShardCache(folder, int(config.cache_gb * 1e9), (*SCHEMES, *config.schemes))
 
 
 def default_folder() -> Path:
@@ -114,13 +86,21 @@ class ShardCache:
 
     def read(self, url: str) -> bytes:
         """The content of a small remote file, never from the cache; raises as `fetch`."""
+        return bytes(self._ask(url, lambda remote: remote.cat_file(url)))
+
+    def size(self, url: str) -> int | None:
+        """The bytes of a remote file, None where the server does not say; raises as `fetch`."""
+        size: int | None = self._ask(url, lambda remote: remote.size(url))
+        return size
+
+    def _ask(self, url: str, question: Callable[[Any], Any]) -> Any:
         checked_place(url, self.schemes)
 
-        def read() -> bytes:
+        def ask() -> Any:
             with _faults_in_one_form():
-                return bytes(_filesystem(url).cat_file(url))
+                return question(_filesystem(url))
 
-        return self._patiently(url, read)
+        return self._patiently(url, ask)
 
     @property
     def _locks(self) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.config import PrepareConfig
 from pipeline.data.files import atomic_file, sha256_of
 from pipeline.data.manifest import MANIFEST_NAME
+from pipeline.data.places import is_remote
 from pipeline.data.sources.flickr8k import split_list_files
 from pipeline.errors import DataError
 
@@ -92,7 +93,9 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 def _values(cfg: PrepareConfig, split: str) -> dict[str, Any]:
     """The keys that count for a data set's source."""
     if cfg.source == "webdataset":
-        shards = os.path.abspath(Path(cfg.shards).expanduser())
+        shards = cfg.shards
+        if not is_remote(shards):
+            shards = os.path.abspath(Path(shards).expanduser())
         return {"source": cfg.source, "shards": shards, "split": cfg.split}
     values = {key: getattr(cfg, key) for key in (*_ALL, *_OWN.get(cfg.source, ()))}
     if cfg.source == "scenes":

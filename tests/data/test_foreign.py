@@ -121,8 +121,11 @@ def test_patterns(cfg: PrepareConfig, shards: Path, pattern: str, count: int) ->
         ("/nowhere", r"/nowhere is not there"),
         ("{here}/{{00000..00009}}.tar", r"00002.tar is not there; name what is there"),
         ("{here}/more/*.parquet", r"names no \*.tar"),
-        ("http://host/00000.tar", "not a local path"),
-        ("pipe:cat 00000.tar", "not a local path"),
+        ("http://host/*.tar", "a server is not searched"),
+        ("s3://bucket/cc3m", "'cc3m' is not the name of a .tar"),
+        ("s3://bucket/{{00..02}}.tar.gz", "'00.tar.gz' is not the name of a .tar"),
+        ("ftp://host/00000.tar", "ftp: shards are read from paths and from"),
+        ("pipe:cat 00000.tar", "pipe: shards are read from paths and from"),
     ],
 )
 def test_what_is_not_there_is_one_line(

@@ -17,9 +17,10 @@ from pipeline.data.collate import LanguageCollator
 from pipeline.data.files import sha256_of
 from pipeline.data.loader import DecodedImages, Share, StepDataset, iterate
 from pipeline.data.manifest import Manifest, load_manifest, save_manifest
+from pipeline.data.places import SCHEMES, checked_place, is_remote
 from pipeline.data.plan import Plan
 from pipeline.data.reader import ShardReader
-from pipeline.data.remote import SCHEMES, ShardCache, checked_place, is_remote
+from pipeline.data.remote import ShardCache
 from pipeline.data.shards import write_split
 from pipeline.errors import ConfigError, DataError
 from tests.data.samples import records
