@@ -5,6 +5,7 @@ python stages/prepare.py source=coco images=DIR karpathy=dataset_coco.json out=D
 python stages/prepare.py source=flickr8k images=DIR captions=FILE split_lists=DIR out=DIR
 python stages/prepare.py source=folder images=DIR captions=FILE out=DIR
 python stages/prepare.py source=webdataset shards=DIR out=DIR    indexes shards that are there
+python stages/prepare.py source=webdataset 'shards=s3://bucket/cc3m/{000..331}.tar' out=DIR
 python stages/prepare.py source=scenes style=general out=DIR
 python stages/prepare.py [recipe=NAME]          what the recipe's `prepare` section lists
 python stages/prepare.py check out=DIR          verifies shards against their manifest
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from pipeline.config import DataConfig, PrepareConfig
 from pipeline.data.check import check_folder
+from pipeline.data.places import is_remote
 from pipeline.data.prepare import prepare
 from pipeline.errors import ConfigError, UserError
 from pipeline.recipe import load_recipe, load_section, parse_overrides
@@ -52,6 +54,8 @@ def check(arguments: list[str]) -> int:
         folder, workers = data.shards, data.workers
     if not folder:
         raise ConfigError("out='': is not set; set out to the folder of shards, or recipe=NAME")
+    if is_remote(folder):
+        raise ConfigError(f"{folder}: check reads local folders; copy it here, or check it there")
     where = Path(folder).expanduser()
     well = check_folder(where, workers=workers, max_pixels=data.max_pixels, report=print)
     return 0 if well else FAULTS_FOUND

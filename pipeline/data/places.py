@@ -28,7 +28,7 @@ def checked_place(place: str, schemes: tuple[str, ...] = SCHEMES) -> str:
     if scheme not in schemes or not rest.startswith("//") or "::" in rest:
         raise ConfigError(
             f"{scheme}: shards are read from paths and from {', '.join(schemes)}:// addresses "
-            "only; name one of these, or allow another fsspec scheme with data.schemes=[...]"
+            "only; name one of these, or allow another of fsspec's with the key schemes"
         )
     if scheme == "file":
         return rest.removeprefix("//localhost").removeprefix("//") or "/"

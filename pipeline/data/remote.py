@@ -27,6 +27,7 @@ from pipeline.errors import ConfigError, DataError
 T = TypeVar("T")
 
 DEFAULT_LIMIT = 100 * 10**9  # bytes
+_OURS = re.compile(r"[0-9a-f]{24}-")  # whatever else lies in the folder is not touched
 _POLL_SECONDS = 0.05
 # aiohttp would end any transfer after five minutes, however well it runs.
 _HTTP_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
@@ -46,7 +47,10 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder that holds what was fetched last, `limit` bytes at most, downloads included."""
+    """A folder that holds what was fetched last, `limit` bytes at most, downloads included.
+
+    (A download whose length the server does not say counts when it has come.)
+    """
 
     folder: Path = field(default_factory=default_folder)
     limit: int = DEFAULT_LIMIT  # bytes
@@ -76,12 +80,18 @@ class ShardCache:
         checked_place(url, self.schemes)
         key = hashlib.sha256(f"{url}\n{sha256 or ''}\n{version}".encode()).hexdigest()[:24]
         kept = self.folder / f"{key}-{PurePosixPath(url).name[-100:]}"
-        if _use(kept, size):
-            return kept
         make_folder(self._locks)
-        with FileLock(self._lock_of(kept.name)):
-            if not _use(kept, size):  # another process may have fetched it meanwhile
-                self._patiently(url, lambda: self._download(url, kept, size, sha256))
+        try:
+            if _use(kept, size):
+                return kept
+            with FileLock(self._lock_of(kept.name)):
+                if not _use(kept, size):  # another process may have fetched it meanwhile
+                    self._patiently(url, lambda: self._download(url, kept, size, sha256))
+        except OSError as error:
+            raise DataError(
+                f"{self.folder}: cannot be used as cache ({error.strerror}); name another folder "
+                "with the key cache"
+            ) from None  # the reader tries again where an OSError is the cause
         return kept
 
     def read(self, url: str) -> bytes:
@@ -126,8 +136,8 @@ class ShardCache:
                 if isinstance(error, (FileNotFoundError, PermissionError)):
                     break
         raise DataError(
-            f"{url}: cannot be fetched into {self.folder} ({cause}); check the address, your "
-            "access to it and the network, then run again"
+            f"{url}: cannot be fetched ({cause}); check the address, your access to it, the "
+            f"network, and the room in {self.folder}, then run again"
         )
 
     def _download(self, url: str, kept: Path, size: int | None, sha256: str | None) -> None:
@@ -153,7 +163,7 @@ class ShardCache:
         if size > self.limit:
             raise DataError(
                 f"{url}: {size / 1e9:.3g} GB, but the cache {self.folder} may hold "
-                f"{self.limit / 1e9:.3g} GB; raise data.cache_gb"
+                f"{self.limit / 1e9:.3g} GB; raise cache_gb"
             )
         while not self._make_room(part, size):
             time.sleep(_POLL_SECONDS)  # other downloads fill the cache; they end, or fail
@@ -164,9 +174,11 @@ class ShardCache:
             kept: list[tuple[int, int, Path]] = []
             coming = 0
             for path in self.folder.iterdir():
+                if not _OURS.match(path.name):
+                    continue
                 if path.suffix == ".part":
                     coming += 0 if path == part else self._reserved(path)
-                elif path.is_file():
+                else:
                     found = path.stat()  # only the holder of this lock removes it
                     kept.append((found.st_mtime_ns, found.st_size, path))
             if coming + size > self.limit:
