@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pipeline.config import PHASES, Config
 from pipeline.data.manifest import MANIFEST_NAME
-from pipeline.data.places import is_remote
 from pipeline.data.prepare import prepare
+from pipeline.data.remote import is_remote
 from pipeline.data.settings import check_prepared
 from pipeline.dist import World, from_main
 from pipeline.errors import DataError, UserError

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import Config, DataConfig
+from pipeline.data.cache import cache_of
 from pipeline.data.collate import ContrastiveCollator, LanguageCollator
 from pipeline.data.joined import JoinedManifests
 from pipeline.data.loader import DecodedImages, ImageSource, Share, StepDataset
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.mixture import Mixture
-from pipeline.data.places import is_remote
 from pipeline.data.plan import Plan
 from pipeline.data.prompts import CaptionRows, PromptRows
 from pipeline.data.reader import ShardReader
-from pipeline.data.remote import cache_of
+from pipeline.data.remote import is_remote
 from pipeline.dist import World
 from pipeline.errors import ConfigError
 from pipeline.models.encoder import Clip, Transform

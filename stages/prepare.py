@@ -19,8 +19,8 @@ from pathlib import Path
 
 from pipeline.config import DataConfig, PrepareConfig
 from pipeline.data.check import check_folder
-from pipeline.data.places import is_remote
 from pipeline.data.prepare import prepare
+from pipeline.data.remote import is_remote
 from pipeline.errors import ConfigError, UserError
 from pipeline.recipe import load_recipe, load_section, parse_overrides
 from pipeline.stage import leave_with_user_error

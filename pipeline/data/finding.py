@@ -8,7 +8,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from pipeline.data.places import SCHEMES, checked_place, is_remote
+from pipeline.data.remote import SCHEMES, checked_place, is_remote
 from pipeline.errors import ConfigError
 
 _MAGIC = re.compile(r"[*?\[{]")

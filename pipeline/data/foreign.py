@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.data.cache import ShardCache
 from pipeline.data.faults import ContentFault, from_note, tally, to_note, write_faults
 from pipeline.data.files import make_folder, sha256_of
 from pipeline.data.index import ShardIndex, read_index, save_index
@@ -21,8 +22,7 @@ from pipeline.data.manifest import (
     save_manifest,
 )
 from pipeline.data.parallel import run_all
-from pipeline.data.places import is_remote
-from pipeline.data.remote import ShardCache
+from pipeline.data.remote import is_remote
 from pipeline.data.scan import build_index
 from pipeline.errors import DataError
 

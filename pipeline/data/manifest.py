@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.cache import ShardCache
 from pipeline.data.files import atomic_file
-from pipeline.data.places import checked_place, is_remote
-from pipeline.data.remote import ShardCache
+from pipeline.data.remote import checked_place, is_remote
 from pipeline.errors import DataError
 
 MANIFEST_NAME = "manifest.json"

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.config import PrepareConfig
+from pipeline.data.cache import cache_of
 from pipeline.data.faults import ContentFault, describe
 from pipeline.data.files import make_folder
 from pipeline.data.finding import find_shards
 from pipeline.data.foreign import index_shards
 from pipeline.data.manifest import MANIFEST_NAME, SKIPPED_NAME, Manifest, load_manifest
 from pipeline.data.progress import progress_bar
-from pipeline.data.remote import cache_of
 from pipeline.data.settings import check_settings, save_settings, settings_of
 from pipeline.data.shards import write_split
 from pipeline.data.sources import WEBDATASET, SourceRecord, load_source

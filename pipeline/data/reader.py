@@ -1,7 +1,7 @@
 """The bytes of any record of a split, read by offset from its shard.
 
 A reader opens files and indexes when they are needed and keeps a bounded number of them; those of a
-remote split are fetched before (`remote.py`), several at a time. It may be pickled or inherited by
+remote split are fetched before (`cache.py`), several at a time. It may be pickled or inherited by
 a forked process (`pread` shares no file position), but one reader must not be used by two threads
 at once. Nothing is ever unpickled from a shard.
 """

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config import PrepareConfig
 from pipeline.data.files import atomic_file, sha256_of
 from pipeline.data.manifest import MANIFEST_NAME
-from pipeline.data.places import is_remote
+from pipeline.data.remote import is_remote
 from pipeline.data.sources.flickr8k import split_list_files
 from pipeline.errors import DataError
 

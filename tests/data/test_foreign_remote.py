@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import PrepareConfig
+from pipeline.data.cache import cache_of
 from pipeline.data.check import check_folder
 from pipeline.data.manifest import load_manifest
 from pipeline.data.prepare import prepare
-from pipeline.data.remote import cache_of
 from pipeline.errors import DataError
 from tests.data.samples import make_tar
 from tests.data.servers import FaultyServer, serve

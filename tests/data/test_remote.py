@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
+from pipeline.data.cache import ShardCache
 from pipeline.data.collate import LanguageCollator
 from pipeline.data.files import sha256_of
 from pipeline.data.loader import DecodedImages, Share, StepDataset, iterate
 from pipeline.data.manifest import Manifest, load_manifest, save_manifest
-from pipeline.data.places import SCHEMES, checked_place, is_remote
 from pipeline.data.plan import Plan
 from pipeline.data.reader import ShardReader
-from pipeline.data.remote import ShardCache
+from pipeline.data.remote import SCHEMES, checked_place, is_remote
 from pipeline.data.shards import write_split
 from pipeline.errors import ConfigError, DataError
 from tests.data.samples import records
@@ -171,7 +171,7 @@ def test_a_cache_that_cannot_be_used_is_an_error_that_says_so(server, tmp_path) 
 READ_MANY = """
 import sys, hashlib, numpy as np
 from pathlib import Path
-from pipeline.data.remote import ShardCache
+from pipeline.data.cache import ShardCache
 url, folder, limit, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 cache = ShardCache(folder, limit, wait=0.01)
 for i in np.random.default_rng(seed).integers(0, 10, 60):
@@ -207,7 +207,7 @@ def test_processes_share_a_small_cache_and_never_exceed_it(server, tmp_path) -> 
 FETCH_ONE = """
 import sys
 from pathlib import Path
-from pipeline.data.remote import ShardCache
+from pipeline.data.cache import ShardCache
 ShardCache(Path(sys.argv[2]), 10**9).fetch(sys.argv[1], size=50_000)
 """
 
