@@ -10,12 +10,13 @@ from pathlib import Path
 from pipeline.config import PrepareConfig
 from pipeline.data.faults import ContentFault, describe
 from pipeline.data.files import make_folder
-from pipeline.data.foreign import find_shards, index_shards
+from pipeline.data.foreign import drop_stale_indexes, index_shards
 from pipeline.data.manifest import MANIFEST_NAME, SKIPPED_NAME, Manifest, load_manifest
 from pipeline.data.progress import progress_bar
 from pipeline.data.settings import check_settings, save_settings, settings_of
 from pipeline.data.shards import write_split
 from pipeline.data.sources import WEBDATASET, SourceRecord, load_source
+from pipeline.data.sources.webdataset import find_shards
 from pipeline.errors import ConfigError, DataError
 
 Report = Callable[[str], None]
@@ -72,6 +73,8 @@ def _index_split(cfg: PrepareConfig, folder: Path, report: Report) -> Manifest:
             progress=progress,
         )
     _report(manifest, faults, len(tars), "shards", report)
+    if gone := drop_stale_indexes(manifest):
+        report(f"{folder.name}: {len(gone)} shards are no longer there: {', '.join(gone)}")
     return manifest
 
 
