@@ -10,13 +10,12 @@ from pathlib import Path
 from pipeline.config import PrepareConfig
 from pipeline.data.faults import ContentFault, describe
 from pipeline.data.files import make_folder
-from pipeline.data.foreign import drop_stale_indexes, index_shards
+from pipeline.data.foreign import drop_stale_indexes, find_shards, index_shards
 from pipeline.data.manifest import MANIFEST_NAME, SKIPPED_NAME, Manifest, load_manifest
 from pipeline.data.progress import progress_bar
 from pipeline.data.settings import check_settings, save_settings, settings_of
 from pipeline.data.shards import write_split
 from pipeline.data.sources import WEBDATASET, SourceRecord, load_source
-from pipeline.data.sources.webdataset import find_shards
 from pipeline.errors import ConfigError, DataError
 
 Report = Callable[[str], None]
