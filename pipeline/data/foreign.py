@@ -14,6 +14,7 @@ from pipeline.data.faults import ContentFault, from_note, tally, to_note, write_
 from pipeline.data.files import make_folder, sha256_of
 from pipeline.data.index import ShardIndex, read_index, save_index
 from pipeline.data.manifest import (
+    INDEX_SUFFIX,
     MANIFEST_NAME,
     SKIPPED_NAME,
     Manifest,
@@ -118,6 +119,16 @@ def index_shards(
     manifest = Manifest(folder, entries, tally(faults), at=base)
     save_manifest(manifest)
     return manifest, faults
+
+
+def drop_stale_indexes(manifest: Manifest) -> list[str]:
+    """Remove the indexes of shards that are no longer there; return these, without `.tar`."""
+    folder = manifest.folder
+    used = {manifest.index_path(shard) for shard in range(len(manifest.shards))}
+    stale = sorted(set(folder.rglob(f"*{INDEX_SUFFIX}")) - used)
+    for path in stale:
+        path.unlink()
+    return [path.relative_to(folder).as_posix().removesuffix(INDEX_SUFFIX) for path in stale]
 
 
 def _index(task: _Task) -> _Indexed:

@@ -10,7 +10,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pipeline.data.faults import ContentFault
 
@@ -89,6 +89,9 @@ def decode_image(data: bytes, *, max_pixels: int, draft_size: int | None = None)
             image.draft(None, (draft_size, draft_size))
         _load_whole(image)
         return _to_rgb(_upright(image))
+    except UnidentifiedImageError as error:  # its text is the address of our buffer
+        detail = f"none of {', '.join(FORMATS)}; starts {data[:8]!r}"
+        raise ContentFault("undecodable image", detail=detail) from error
     except Image.DecompressionBombError as error:
         raise ContentFault("too many pixels", detail=_one_line(error)) from error
     except _DECODE_ERRORS as error:

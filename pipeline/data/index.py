@@ -45,9 +45,10 @@ class ShardIndex:
         """Return the key of a record; bytes of it that are no UTF-8 are written as \\xNN."""
         return bytes(self.names[record]).decode(errors="backslashreplace")
 
-    def equals(self, other: "ShardIndex") -> bool:
-        """Return whether both are of the same members at the same places."""
-        return all(np.array_equal(vars(self)[name], vars(other)[name]) for name in vars(self))
+    def differences(self, other: "ShardIndex") -> list[str]:
+        """Return the names of the columns that are not the same in both."""
+        mine, theirs = vars(self), vars(other)
+        return [name for name in mine if not np.array_equal(mine[name], theirs[name])]
 
 
 def captions_of(data: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from pipeline.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
 SKIPPED_NAME = "skipped.jsonl"  # beside it: what was left out, one line a record
+INDEX_SUFFIX = ".index.npz"
 VERSION = 2
 
 
@@ -109,7 +110,7 @@ class Manifest:
 
 def index_path(shard: Path) -> Path:
     """Return the name of a shard's index: `x.tar` -> `x.index.npz`."""
-    return shard.with_suffix(".index.npz")
+    return shard.with_suffix(INDEX_SUFFIX)
 
 
 def save_manifest(manifest: Manifest) -> None:

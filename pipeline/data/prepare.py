@@ -12,7 +12,7 @@ from pipeline.data.cache import cache_of
 from pipeline.data.faults import ContentFault, describe
 from pipeline.data.files import make_folder
 from pipeline.data.finding import find_shards
-from pipeline.data.foreign import index_shards
+from pipeline.data.foreign import drop_stale_indexes, index_shards
 from pipeline.data.manifest import MANIFEST_NAME, SKIPPED_NAME, Manifest, load_manifest
 from pipeline.data.progress import progress_bar
 from pipeline.data.settings import check_settings, save_settings, settings_of
@@ -76,6 +76,8 @@ def _index_split(cfg: PrepareConfig, folder: Path, report: Report) -> Manifest:
             progress=progress,
         )
     _report(manifest, faults, len(names), "shards", report)
+    if gone := drop_stale_indexes(manifest):
+        report(f"{folder.name}: {len(gone)} shards are no longer there: {', '.join(gone)}")
     return manifest
 
 

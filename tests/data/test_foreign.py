@@ -162,6 +162,15 @@ def test_only_what_changed_is_indexed_again(cfg: PrepareConfig, shards: Path) ->
     assert load_manifest(folder).fingerprint != first.fingerprint
 
 
+def test_a_shard_that_has_gone_is_said_once(cfg: PrepareConfig, shards: Path) -> None:
+    run(cfg)
+    (shards / "more/00002.tar").unlink()
+    manifests, lines = run(cfg)
+    assert manifests["train"].records == 4
+    assert lines[1] == "train: 1 shards are no longer there: more/00002"
+    assert len(run(cfg)[1]) == 1
+
+
 def test_an_index_older_than_its_shard_is_noticed(cfg: PrepareConfig, shards: Path) -> None:
     folder = Path(cfg.out) / "train"
     run(cfg)

@@ -176,7 +176,7 @@ def _row(number: int, cells: Mapping[str, Any], columns: _Columns) -> Row:
         fault = "no image name"
     elif not texts:
         fault = "no caption"
-    elif split != Path(split).name:
+    elif split != Path(split).name or split == "..":
         fault = "bad split name"
     return Row(number, name, texts, split, fault, detail=name if fault else "")
 
