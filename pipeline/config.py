@@ -144,12 +144,18 @@ class EvaluateConfig:
     """Captioning of a split and its scores."""
 
     split: str = "test"
+    # null loads the whole model on every rank, which is many times faster; zero3 partitions one
+    # that does not fit (stages below 3 partition nothing that inference has)
+    ds_config: str | None = None
     records: int | None = not_negative(None)  # null = the whole split
     batch: int = positive(32)  # images per rank and generation call
     beams: int = positive(5)
     max_new_tokens: int = positive(40)
     length_penalty: float = 1.0  # 1 = mean log-probability, as the reference
-    metrics: list[str] = field(default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider"])
+    metrics: list[str] = field(
+        default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider", "spice"]
+    )
+    spice_models: str | None = None  # folder of SPICE's jars; null = pycocoevalcap's own, if there
 
 
 @dataclass

@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -82,12 +82,28 @@ class ZeroPlacement(Placement):
             yield True if not partitioned else torch.distributed.get_rank() == 0
 
 
-def placement_for(name: str, phase: PhaseConfig, precision: str, world: World) -> Placement:
-    """How the models of a phase come into being: partitioned under ZeRO-3, whole otherwise."""
-    loaded = ds.read_ds_config(name, phase)
+def placement_for(loaded: dict[str, Any], precision: str, world: World) -> Placement:
+    """How models come into being under a DeepSpeed JSON: partitioned in ZeRO-3, else whole."""
     if ds.zero_stage(loaded) < 3:
         return Placement()
     return ZeroPlacement(loaded, precision, world.size)
+
+
+def partition_for_inference(
+    module: nn.Module, loaded: dict[str, Any], precision: str, world: World
+) -> Callable[..., Any]:
+    """The forward pass of a module that was built in ZeRO-3 partitions and never trains.
+
+    Every rank calls it, and submodules of `module`, equally often (dummies included). loaded: the
+    DeepSpeed JSON. Source: DeepSpeed's ZeRO inference, `initialize` without an optimizer.
+    """
+    config = ds.complete(loaded, clip_norm=0.0, precision=precision, ranks=world.size, trained=1)
+    module.requires_grad_(False)
+    _join()
+    with _quiet():
+        engine: Any = deepspeed.initialize(model=module, config=config, dist_init_required=False)[0]
+    forward: Callable[..., Any] = engine.eval()
+    return forward
 
 
 class Engine:
@@ -103,7 +119,7 @@ class Engine:
         precision: str,
         world: World,
     ) -> None:
-        loaded = ds.read_ds_config(name, phase)
+        loaded = ds.read_ds_config(name, phase.ds_config)
         self.world = world
         self.stage = ds.zero_stage(loaded)
         self.groups = tuple(groups)
