@@ -167,9 +167,11 @@ class PrepareConfig:
     images: str = ""  # coco, flickr8k: the image folder
     annotations: list[str] = field(default_factory=list)  # coco: annotation JSON files
     karpathy: str = ""  # coco: dataset_coco.json, whose splits (and sentences) are used
-    split: str = "train"  # coco without karpathy: the split that the annotations become
+    split: str = "train"  # coco without karpathy and lists: what the annotations become
     captions: str = ""  # flickr8k: captions.txt
-    split_lists: str = ""  # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
+    # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
+    # coco with annotations: folder with karpathy_{val,test}_images.txt
+    split_lists: str = ""
     style: str = one_of("general", "general", "target")  # scenes
     wording: str = one_of("style", "style", "both")  # scenes: a record is told in either wording
     counts: dict[str, int] = field(
