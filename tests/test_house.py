@@ -21,7 +21,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     1: ("config", "ds_config", "recipe", "dist"),
     2: ("evaluation.captions", "evaluation.java", "evaluation.retrieval"),  # pure scores
     3: ("data", "models"),
-    4: ("losses", "phases"),
+    4: ("losses", "phases", "averages"),
     5: ("engine", "checkpoint", "memory"),
     6: ("objectives", "validation", "captioning"),
     7: ("trainer", "callbacks", "splits", "assemble"),
