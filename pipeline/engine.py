@@ -120,16 +120,14 @@ class Engine:
         )
         _join()
         with _quiet():
-            optimizer = torch.optim.AdamW(
-                [_options(each, phase) for each in self.groups],
-                betas=(phase.betas[0], phase.betas[1]),
-                eps=phase.eps,
-            )
-            self._average = MovingAverage(optimizer, phase.ema) if phase.ema else None
+            optimizer = _adamw(self.groups, phase)
             self._engine: Any = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )[0]
         self.module = module
+        # Only now: without ZeRO, DeepSpeed takes a step without gradients to make the moments.
+        self._average = MovingAverage(optimizer, phase.ema) if phase.ema else None
+        self._masters = {} if self.stage else _masters(self._engine.optimizer, self.groups)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A forward pass of the module."""
@@ -217,7 +215,7 @@ class Engine:
     def _full(self, parameter: nn.Parameter) -> torch.Tensor:
         """The whole parameter, from its float32 master where DeepSpeed keeps one; on every rank."""
         value: torch.Tensor | None = safe_get_full_fp32_param(parameter)
-        return parameter.detach() if value is None else value
+        return self._masters.get(parameter, parameter).detach() if value is None else value
 
     def close(self) -> None:
         """Frees what DeepSpeed holds, so that the next segment finds the memory."""
@@ -225,10 +223,25 @@ class Engine:
             self._engine.destroy()
 
 
-def _options(group: Group, phase: PhaseConfig) -> dict[str, Any]:
-    """A parameter group as torch's optimizers take it."""
-    decay = phase.weight_decay if group.decays else 0.0
-    return {"params": group.parameters, "lr": phase.lr * group.lr_scale, "weight_decay": decay}
+def _adamw(groups: Sequence[Group], phase: PhaseConfig) -> torch.optim.AdamW:
+    options = [
+        {
+            "params": each.parameters,
+            "lr": phase.lr * each.lr_scale,
+            "weight_decay": phase.weight_decay if each.decays else 0.0,
+        }
+        for each in groups
+    ]
+    return torch.optim.AdamW(options, betas=(phase.betas[0], phase.betas[1]), eps=phase.eps)
+
+
+def _masters(optimizer: Any, groups: Sequence[Group]) -> dict[nn.Parameter, torch.Tensor]:
+    """Each parameter's float32 master without ZeRO, where the safe_get functions find none."""
+    return {
+        parameter: master
+        for group, theirs in zip(groups, optimizer.param_groups, strict=True)
+        for parameter, master in zip(group.parameters, theirs["params"], strict=True)
+    }
 
 
 @contextlib.contextmanager
