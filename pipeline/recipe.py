@@ -179,9 +179,13 @@ def _inside(kind: Any, node: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
     if dataclasses.is_dataclass(kind):
         yield key, node, kind
         return
-    container, inner = get_origin(kind), get_args(kind)[-1:]
     if isinstance(node, Node) and node._is_interpolation():
         return
+    if type(None) in get_args(kind):  # list[str] | None
+        if node is None or node._is_none():
+            return
+        kind = get_args(kind)[0]
+    container, inner = get_origin(kind), get_args(kind)[-1:]
     if container is list and not isinstance(node, ListConfig):
         raise ConfigError(f"{key} must be a list: [...]")
     if not inner or not dataclasses.is_dataclass(inner[0]):

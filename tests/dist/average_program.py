@@ -8,6 +8,7 @@ resumed run equals the whole one, and whether a forward pass after settling is t
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -105,7 +106,11 @@ def main() -> None:
             found = one(stage, precision, folder, world)
             if world.is_main:
                 (folder / f"{stage}-{precision}.json").write_text(json.dumps(found))
+    dist.wait_for_all(world)
     dist.stop()
+    # Seen once: with all done, a rank died while Python shut down ("terminate called without an
+    # active exception"). What that is about is not tested here.
+    os._exit(0)
 
 
 if __name__ == "__main__":

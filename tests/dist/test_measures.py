@@ -5,24 +5,25 @@ change nothing; and exports hold what they should.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.assemble import build_caption_model, recipe_identity
+from pipeline.assemble import build_caption_model
 from pipeline.checkpoint import ExportTensors, read_export
-from pipeline.config import Config
+from pipeline.config import PHASES, Config
 from pipeline.dist import World
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.data.loader import batches
 from pipeline.models.encoder import load_clip
 from pipeline.models.lora import is_adapter, merge
 from pipeline.models.placement import Placement
 from pipeline.objectives import LanguageTask
+from pipeline.preflight import check
 from pipeline.recipe import load_recipe
-from pipeline.run import run_phase
+from pipeline.run import fingerprint_of_phase, run_phase
 from pipeline.splits import caption_dataset, open_split, share_of
 from pipeline.validation import language_metrics
 from tests.dist.launch import launch, succeeded
@@ -53,30 +54,41 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = [f"recipe={write_recipe(folder, ds_config=str(tight))}"]
     recipe = [*plain, *(f"{key}={value}" for key, value in MEASURES.items())]
     two: list[tuple[str, list[str]]] = [("prepare", plain), ("pretrain", plain)]
-    for phase in ("encoder_adapt", "st_align", "llm_tune"):
+    for phase in PHASES:
         two.append((phase, [*recipe, "name=whole"]))
-        stop = f"{phase}.stop_after={STOPPED.get(phase, 9)}"
-        two += [(phase, [*recipe, "name=stopped", stop]), (phase, [*recipe, "name=stopped"])]
-        two.append((phase, [*recipe, "name=zero1", f"{phase}.ds_config=zero1"]))
-        two.append((phase, [*recipe, "name=saving", f"{phase}.activation_checkpointing=true"]))
-        two.append((phase, [*recipe, "name=bf16", "precision=bf16"]))
+    for phase, before in (("encoder_adapt", None), ("llm_tune", "whole/st_align")):
+        start = [*recipe, f"{phase}.init_from={_export(folder, before) or 'null'}"]
+        stop = f"{phase}.stop_after={STOPPED[phase]}"
+        two += [(phase, [*start, "name=stopped", stop]), (phase, [*start, "name=stopped"])]
+        two.append((phase, [*start, "name=zero1", f"{phase}.ds_config=zero1"]))
+        two.append((phase, [*start, "name=saving", f"{phase}.activation_checkpointing=true"]))
+        two.append((phase, [*start, "name=bf16", "precision=bf16"]))
     for alpha in ("0", "1"):
         blend = [f"encoder_adapt.merge_alpha={alpha}", f"name=blend{alpha}"]
         two.append(("encoder_adapt", [*recipe, *blend]))
-    aligned = f"llm_tune.init_from={folder / 'runs' / 'whole' / 'st_align' / 'export'}"
+    two.append(("encoder_adapt", [*plain, "name=free"]))
+    free = f"encoder_adapt.init_from={_export(folder, 'free/encoder_adapt')}"
+    two.append(("encoder_adapt", [*recipe, free, "name=locked"]))
+    tuned = f"llm_tune.init_from={_export(folder, 'whole/llm_tune')}"
+    two.append(("llm_tune", [*recipe, tuned, "name=more"]))
+    aligned = f"llm_tune.init_from={_export(folder, 'whole/st_align')}"
     drop = [*recipe, aligned, "llm.lora.dropout=0.3"]
     two.append(("llm_tune", [*drop, "name=drop"]))
     two.append(("llm_tune", [*drop, "name=dropstopped", "llm_tune.stop_after=4"]))
     two.append(("llm_tune", [*drop, "name=dropstopped"]))
-    phases = ("encoder_adapt", "st_align", "llm_tune")
-    micro = [f"{phase}.micro_batch=5" for phase in phases]
-    one = [(phase, [*recipe, "name=alone", *micro]) for phase in phases]
+    micro = [f"{phase}.micro_batch=5" for phase in PHASES]
+    one = [(phase, [*recipe, "name=alone", *micro]) for phase in PHASES]
     for ranks, plan in ((2, two), (1, one)):
         path = folder / f"plan{ranks}.json"
         path.write_text(json.dumps(plan))
         output = launch("tests/dist/phases_program.py", [str(path)], ranks=ranks)
         (folder / f"output{ranks}.txt").write_text(succeeded(output))
     return folder / "runs"
+
+
+def _export(folder: Path, phase: str | None) -> Path | None:
+    """The export of `run/phase`."""
+    return None if phase is None else folder / "runs" / phase / "export"
 
 
 def export(runs: Path, name: str, phase: str) -> ExportTensors:
@@ -181,6 +193,48 @@ def test_a_locked_text_tower_stays_and_its_temperature_trains(runs: Path) -> Non
     assert summary(runs / "blend1", "encoder_adapt")["trained_parameters"] == 1 + sum(
         adapted[name].numel() for name in adapted
     )  # and the bias
+
+
+def test_a_locked_text_tower_that_was_taken_over_is_handed_on(runs: Path) -> None:
+    free, locked = (export(runs, name, "encoder_adapt") for name in ("free", "locked"))
+    assert free.keys() == locked.keys()
+    towers = [name for name in free if name.startswith("text.") and "logit" not in name]
+    assert towers and all(torch.equal(free[name], locked[name]) for name in towers)
+
+
+def test_tuning_goes_on_from_adapters(runs: Path) -> None:
+    before = summary(runs / "whole", "llm_tune")["validation"]["end"]
+    after = summary(runs / "more", "llm_tune")["validation"]
+    assert after["start"]["loss"] == pytest.approx(before["loss"], rel=1e-5)
+    assert after["end"]["loss"] < after["start"]["loss"]
+
+
+def test_adapters_belong_to_what_tuning_learns_and_to_nothing_before(runs: Path) -> None:
+    prints = {
+        change: [fingerprint_of_phase(recipe_of(runs, *change), name, WORLD) for name in PHASES]
+        for change in ((), ("llm.lora.rank=3",), ("llm.lora.alpha=4",), ("llm_tune.ema=0",))
+    }
+    made = [(read_export(runs / "whole" / n / "export") or {})["fingerprint"] for n in PHASES]
+    assert prints[()] == made
+    for change, found in prints.items():
+        assert found[:2] == made[:2]
+        assert (found[2] == made[2]) == (change == ())
+    for change in ("loss=infonce", "text=train", "ema=0", "merge_alpha=1"):
+        config = recipe_of(runs, f"encoder_adapt.{change}")
+        assert fingerprint_of_phase(config, "encoder_adapt", WORLD) != made[0]
+
+
+def test_wrong_targets_are_found_before_anything_is_trained(runs: Path) -> None:
+    check(recipe_of(runs))
+    with pytest.raises(ConfigError, match=r"no linear layer q_proj; name some of c_attn, c_fc"):
+        check(recipe_of(runs, "llm.lora.targets=[q_proj]"))
+
+
+def test_tensorboard_shows_each_rate_once(runs: Path) -> None:
+    board = EventAccumulator(str(runs / "whole" / "llm_tune" / "tensorboard"))
+    board.Reload()
+    rates = [tag for tag in board.Tags()["scalars"] if tag.startswith("lr/")]
+    assert sorted(rates) == ["lr/llm", "lr/st"]
 
 
 def test_the_blend_is_exact_at_both_ends_and_linear_between(runs: Path) -> None:
