@@ -48,11 +48,24 @@ class STConfig:
 
 
 @dataclass
+class LoRAConfig:
+    """Low-rank adapters for the language model; with them its own weights never train."""
+
+    rank: int = not_negative(0)  # of each update; 0 = no adapters
+    alpha: int = positive(16)  # an update counts alpha / rank times
+    dropout: float = not_negative(0.0)  # of an adapter's input, while it trains
+    # Linear layers by the end of their names ([c_attn, c_proj]), or [all-linear] for all but the
+    # output head; null = peft's choice for the architecture.
+    targets: list[str] | None = None
+
+
+@dataclass
 class LLMConfig:
     """The language model, any causal LM of transformers."""
 
     path: str = "gpt2"  # a local folder, or a name on the hub
     dropout: float | None = not_negative(None)  # null keeps what the model's own config says
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
 
 
 @dataclass
@@ -86,12 +99,13 @@ class PhaseConfig:
     epochs: float = positive(1.0)
     max_steps: int | None = None  # ends the phase earlier; the schedule spans this many steps
     lr: float = positive(1e-4)
-    weight_decay: float = not_negative(0.01)
+    weight_decay: float = not_negative(0.01)  # of matrices; vectors (norms, biases) have none
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     eps: float = positive(1e-8)
     clip_norm: float = not_negative(1.0)  # of the global gradient; 0 switches clipping off
     warmup_steps: int = not_negative(0)
     schedule: str = one_of("cosine", "cosine", "linear", "constant")
+    ema: float = not_negative(0.0)  # decay of a moving average that is exported; 0 = the last step
     activation_checkpointing: bool = False
     log_every: int = positive(10)  # steps
     checkpoint_every: int = positive(500)  # steps
@@ -110,6 +124,9 @@ class EncoderAdaptConfig(PhaseConfig):
     lr: float = positive(1e-5)
     train: str = "all"  # all, or last:N (the last N blocks and what follows them)
     layer_decay: float = positive(1.0)  # a block's learning rate is this times the next one's
+    text: str = one_of("train", "train", "locked")  # locked: the text tower stays as it came
+    loss: str = one_of("infonce", "infonce", "siglip")
+    merge_alpha: float = not_negative(1.0)  # the export: 0 = the original, 1 = the trained weights
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.captions import check_metrics
 from pipeline.models.encoder import check_encoder
 from pipeline.models.families import family
-from pipeline.models.llm import llm_width, load_llm_config, load_tokenizer
+from pipeline.models.llm import check_adapters, llm_width, load_llm_config, load_tokenizer
 from pipeline.models.st import build_st
 from pipeline.recipe import phase_configs
 from pipeline.splits import open_split
@@ -43,5 +43,6 @@ def check(config: Config) -> None:
     llm = load_llm_config(config.llm)
     load_tokenizer(config.llm)
     family(config.family).check(config, llm)
+    check_adapters(config.llm, llm)
     with torch.device("meta"):
         build_st(config.st, width=1, llm_width=llm_width(llm))

@@ -10,15 +10,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from pipeline import checkpoint as ckpt
 from pipeline.assemble import recipe_identity
+from pipeline.callbacks.settle import exported
 from pipeline.checkpoint import Progress
-from pipeline.config import Config, EncoderAdaptConfig, PhaseConfig
+from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig
 from pipeline.dist import World, from_main, wait_for_all
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.lora import check_settings
 from pipeline.phases import as_baseline, predecessor, segments
 from pipeline.recipe import save_recipe
 from pipeline.segment import SegmentRun
@@ -121,6 +124,8 @@ def fingerprint_of_phase(config: Config, name: str, world: World) -> str:
         cache = Path(config.runs) / ".hashes.json"
         identity = recipe_identity(config, cache, language=language)
     identity = from_main(identity, world)
+    if isinstance(phase, LLMTuneConfig):
+        identity["lora"] = asdict(config.llm.lora)  # elsewhere adapters are fresh or the start's
     shards = open_split(config, config.data.train_split).manifest.fingerprint
     return ckpt.fingerprint_of(identity, learnt_values(phase), shards, before)
 
@@ -134,7 +139,9 @@ def _start_of(config: Config, name: str, world: World) -> Path | None:
     """The export that the phase starts from; None for the base weights."""
     phase: PhaseConfig = getattr(config, name)
     if phase.init_from is not None:
-        return Path(phase.init_from)
+        start = Path(phase.init_from)
+        _check_adapters(config, start, from_main(ckpt.read_export(start), world))
+        return start
     before = predecessor(config, name)
     if before is None:
         return None
@@ -152,7 +159,13 @@ def _start_of(config: Config, name: str, world: World) -> Path | None:
             f"weights; run stages/{before}.py with overwrite=true, or take it as it is with "
             f"{name}.init_from={start}"
         )
+    _check_adapters(config, start, found)
     return start
+
+
+def _check_adapters(config: Config, start: Path, found: Mapping[str, Any] | None) -> None:
+    made_with = None if found is None else found.get("lora")
+    check_settings(made_with, config.llm.lora, start)
 
 
 def _already_done(config: Config, name: str, folder: Path, fingerprint: str, world: World) -> bool:
@@ -197,6 +210,7 @@ def _summarise(
         "trained_parameters": run.trained_parameters,
         "train_loss_end": progress.train_loss,
         "validation": progress.validation,
+        "exported": exported(getattr(run.config, name)) if finished else None,
         "ranks": world.size,
         "precision": run.precision,
     }

@@ -26,7 +26,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "evaluation.spice",
     ),
     3: ("data", "models"),
-    4: ("losses", "phases"),
+    4: ("losses", "phases", "averages"),
     5: ("engine", "checkpoint", "memory"),
     6: ("objectives", "validation", "captioning"),
     7: ("trainer", "callbacks", "splits", "assemble"),

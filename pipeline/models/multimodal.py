@@ -53,6 +53,9 @@ class MultimodalLM(nn.Module):
     def train(self, mode: bool = True) -> "MultimodalLM":
         """Parts of which nothing trains stay in eval mode: frozen means no dropout either.
 
+        A language model with adapters that train is in training mode, its own dropout included: it
+        acts on activations, and so on what the adapters learn, as in full tuning.
+
         Modules that recompute activations keep the mode, because transformers recomputes in
         training mode only; they draw no random numbers themselves.
         """
