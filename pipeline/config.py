@@ -39,7 +39,7 @@ class EncoderConfig:
 class STConfig:
     """The network from image features to the LLM's embedding space."""
 
-    kind: str = one_of("mlp", "mlp", "transformer")
+    kind: str = one_of("mlp", "mlp", "transformer", "linear")
     prefix_length: int = positive(10)  # embeddings handed to the LLM for one image
     hidden: int | None = not_negative(None)  # mlp: null = LLM width * prefix_length / 2
     clip_length: int = positive(10)  # transformer: tokens that the image feature is unfolded into
