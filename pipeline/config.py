@@ -149,7 +149,28 @@ class EvaluateConfig:
     beams: int = positive(5)
     max_new_tokens: int = positive(40)
     length_penalty: float = 1.0  # 1 = mean log-probability, as the reference
+    stop: str | None = None  # a text of one token that ends a caption and stays in it; null = EOS
+    export: str | None = None  # an export, phase or run to score; null = this run's last phase
     metrics: list[str] = field(default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider"])
+
+
+@dataclass
+class CaptionConfig:
+    """Captions for one's own images; the keys of `stages/caption.py`, and how many it shows."""
+
+    checkpoint: str = ""  # an export, a phase's folder or a run's; empty = the recipe's own run
+    images: str = ""  # a folder (with all below it), a file, or a pattern such as 'a/*.jpg'
+    out: str = ""  # folder; empty = runs/<name>/captions
+    shown: int = not_negative(300)  # images in the HTML sheet; the JSON lines hold all
+
+
+@dataclass
+class ExportConfig:
+    """Models in and out; the keys of `stages/export.py`: either `official` or `checkpoint`."""
+
+    official: str = ""  # a checkpoint of the reference, which becomes an export
+    checkpoint: str = ""  # an export, phase or run, which becomes folders for other libraries
+    out: str = ""  # folder; must not exist, or be empty
 
 
 @dataclass
@@ -226,5 +247,7 @@ class Config:
     st_align: STAlignConfig = field(default_factory=STAlignConfig)
     llm_tune: LLMTuneConfig = field(default_factory=LLMTuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    caption: CaptionConfig = field(default_factory=CaptionConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     prepare: dict[str, PrepareConfig] = field(default_factory=dict)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

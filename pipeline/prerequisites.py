@@ -10,8 +10,8 @@ from pathlib import Path
 from pipeline.config import PHASES, Config
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.prepare import prepare
-from pipeline.dist import World, from_main
-from pipeline.errors import DataError, UserError
+from pipeline.dist import World, from_main, on_main
+from pipeline.phases import predecessor
 from pipeline.preflight import check, check_scores
 from pipeline.pretrain import pretrain
 from pipeline.run import effective, run_phase
@@ -21,16 +21,12 @@ log = logging.getLogger("pipeline")
 
 def make_shards(config: Config, world: World) -> None:
     """Prepares every entry of the recipe's `prepare`, on rank 0; finished ones are left alone."""
-    failure: str | None = None
-    if world.is_main:
-        try:
-            for entry in config.prepare.values():
-                prepare(entry, report=log.info)
-        except UserError as error:
-            failure = str(error)
-    failure = from_main(failure, world)
-    if failure:
-        raise DataError(failure)
+
+    def make() -> None:
+        for entry in config.prepare.values():
+            prepare(entry, report=log.info)
+
+    on_main(make, world)
 
 
 def ensure(config: Config, world: World, *, until: str) -> bool:
@@ -54,12 +50,24 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
         return False
     chosen = effective(config)
     check(chosen)
-    for name in PHASES:
-        if name == until:
-            return True
-        if getattr(chosen, name).enabled and not run_phase(chosen, name, world):
-            return False
-    return True
+    return all(run_phase(chosen, name, world) for name in phases_before(chosen, until))
+
+
+def phases_before(config: Config, until: str) -> list[str]:
+    """The phases that must be finished before `until`, in order.
+
+    Not those before a phase with `init_from`, and none where `evaluate.export` is scored. config:
+    the effective one. until: a phase, or `evaluate`.
+    """
+    if until == "evaluate":
+        enabled = [name for name in PHASES if getattr(config, name).enabled]
+        if config.evaluate.export is not None or not enabled:
+            return []
+        return [*phases_before(config, enabled[-1]), enabled[-1]]
+    before = predecessor(config, until)
+    if before is None or getattr(config, until).init_from is not None:
+        return []
+    return [*phases_before(config, before), before]
 
 
 def _shards_missing(config: Config) -> bool:

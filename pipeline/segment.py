@@ -153,7 +153,7 @@ class SegmentRun:
             named = setup.task.exported(trained)
             carried = {name: start[name] for name in start if not name.startswith("text.")}
             details = {"fingerprint": self.fingerprint, "phase": self.name}
-            ckpt.save_export(target, {**carried, **named}, progress, details)
+            ckpt.save_export(target, {**carried, **named}, progress, details, self.config)
             log.info("%-13s export %s", self.name, target)
         wait_for_all(self.world)
         return ckpt.ExportTensors(target)

@@ -180,11 +180,11 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_p
     [
         (
             {"clip_project.model.0.bias": None},
-            "mlp mapper differs from the reference's in st.up.bias",
+            "mlp mapper differs .* in st.up.bias",
         ),
         (
             {"clip_project.model.4.weight": torch.ones(2)},
-            "differs from the reference's in st.model.4",
+            "mapper differs .* in st.model.4",
         ),
         ({"clip_project.model.0.weight": None}, "neither an MLP, a transformer nor a linear"),
         ({"gpt.transformer.wte.weight": None}, "gpt.transformer.wte.weight is missing"),
