@@ -25,7 +25,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     5: ("engine", "checkpoint", "memory"),
     6: ("objectives", "validation", "captioning"),
     7: ("trainer", "callbacks", "splits", "assemble"),
-    8: ("evaluation", "chat"),
+    8: ("evaluation", "chat", "interchange"),
     9: (
         "setup",
         "segment",
