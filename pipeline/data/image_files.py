@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError
 
 # In a folder, files with other endings are no images; a file that is named itself may have any.
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_FOR_PEOPLE = 360  # pixels of the short side, at least, that `picture` gets of a larger image
 _MOST_BYTES = 1 << 30  # of one file, which is read whole
 
 
@@ -110,24 +111,27 @@ class FileDataset(Dataset[FileBatch]):
         first = number * self.size
         for place, name in enumerate(self.names[first : first + self.size], start=first):
             try:
-                image = self._decode(name)
-                samples.append(Sample(name, place, ("",), self.transform(image)))
+                data = self._read(name)
+                image = self.transform(self._decode(data, self.image_size))
+                samples.append(Sample(name, place, ("",), image))
                 if name in self.shown:
-                    loaded.pictures[name] = self.picture(image)
+                    loaded.pictures[name] = self.picture(self._decode(data, _FOR_PEOPLE))
             except ContentFault as fault:
                 loaded.faults[name] = str(fault)
         if samples:
             loaded.batch = self.collate(samples)
         return loaded
 
-    def _decode(self, name: str) -> Image.Image:
+    def _decode(self, data: bytes, short_side: int) -> Image.Image:
+        return decode_image(data, max_pixels=self.max_pixels, draft_size=short_side)
+
+    def _read(self, name: str) -> bytes:
         path = Path(self.root, name)
         try:
             if not path.is_file():  # a pipe would never end
                 raise ContentFault("no regular file")
             if path.stat().st_size > _MOST_BYTES:
                 raise ContentFault("file too large")
-            data = path.read_bytes()
+            return path.read_bytes()
         except OSError as error:
             raise ContentFault("unreadable file", detail=error.strerror or "") from error
-        return decode_image(data, max_pixels=self.max_pixels, draft_size=self.image_size)
