@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from pipeline import checkpoint as ckpt
 from pipeline.assemble import overlay, overlay_clip
 from pipeline.checkpoint import ExportTensors, Progress
-from pipeline.config import Config
+from pipeline.config import Config, ExportConfig
 from pipeline.data.files import sha256_of
 from pipeline.errors import ConfigError
 from pipeline.exports import find_export
@@ -63,7 +63,7 @@ def import_official(config: Config, file: Path, out: Path) -> str:
         "phase": ckpt.IMPORTED,
         "source": source,
     }
-    used = replace(config, evaluate=settings)
+    used = replace(config, evaluate=settings, export=ExportConfig())
     ckpt.save_export(out, official.tensors, Progress(), details, used)
     return f"{out}: {official}; captions end at {settings.stop!r}"
 
