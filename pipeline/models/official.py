@@ -128,8 +128,8 @@ def check_recipe(official: Official, cfg: Config) -> None:
         if ours != theirs:
             wanted.append(f"st.{key}={theirs}")
     if feature_width(cfg.encoder) != official.feature_width:
-        tower = _TOWERS.get(official.feature_width, "ARCH")
-        wanted.append(f"encoder.arch={tower} (features of width {official.feature_width})")
+        other = f"ARCH (one with features of width {official.feature_width})"
+        wanted.append(f"encoder.arch={_TOWERS.get(official.feature_width, other)}")
     llm = load_llm_config(cfg.llm)
     layers = official.llm_layers or getattr(llm, "num_hidden_layers", None)
     found = (llm.model_type, llm_width(llm), getattr(llm, "num_hidden_layers", None))
@@ -137,8 +137,7 @@ def check_recipe(official: Official, cfg: Config) -> None:
         wanted.append(f"llm.path=FOLDER (GPT-2 of width {official.llm_width}, {layers} layers)")
     if wanted:
         raise ConfigError(
-            f"the official checkpoint ({official}) does not fit this recipe; set "
-            f"{', '.join(wanted)}"
+            f"the official checkpoint ({official}) does not fit this recipe; set {' '.join(wanted)}"
         )
 
 
@@ -219,7 +218,7 @@ def _parameters(file: Path, llm: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _value(st: STConfig, key: str, official: Official) -> object:
     """The value of a key of `st`, with the reference's own hidden width where it is null."""
     if key == "hidden" and st.hidden is None:
-        return official.llm_width * st.prefix_length // 2
+        return official.llm_width * official.st.prefix_length // 2
     return getattr(st, key)
 
 
