@@ -18,17 +18,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import GPT2Config
 
 from pipeline.config import Config, STConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.encoder import feature_width
-from pipeline.models.llm import llm_width, load_llm_config
+from pipeline.models.llm import load_llm_config
 from pipeline.models.st import build_st
 
 STOP = "."  # no EOS is ever learnt: a caption ends here; SOURCE: predict.py:172-176
 
 _MAPPER, _LLM = "clip_project.", "gpt."
-_EMBEDDINGS = "transformer.wte.weight"
+_EMBEDDINGS, _POSITIONS = "transformer.wte.weight", "transformer.wpe.weight"
 _GPT2_WIDTH = 768  # the reference knows no other GPT-2; SOURCE: train.py:240
 _NUM_HEADS = 8  # no shape shows it; SOURCE: train.py:211
 _TOWERS = MappingProxyType({512: "ViT-B-32", 640: "RN50x4"})  # SOURCE: train.py:355
@@ -65,16 +66,15 @@ class Official:
 
     st: STConfig
     feature_width: int  # C
-    llm_width: int  # D
-    llm_layers: int | None  # None where the file holds the mapper alone
+    llm: Mapping[str, int]  # sizes as GPT2Config calls them; of a mapper alone, n_embd (D)
     tensors: Mapping[str, Tensor]  # by exported name: st.*, llm.*; float32
 
     def __str__(self) -> str:
         """What it is, in words."""
-        llm = "no LLM" if self.llm_layers is None else f"GPT-2 of {self.llm_layers} layers"
+        llm = ", ".join(f"{key} {value}" for key, value in self.llm.items())
         return (
             f"{self.st.kind} mapper, prefix_length {self.st.prefix_length}, features of width "
-            f"{self.feature_width}, embeddings of width {self.llm_width}, {llm}"
+            f"{self.feature_width}, GPT-2 with {llm}"
         )
 
 
@@ -95,16 +95,15 @@ def read_official(file: Path) -> Official:
     llm = {n.removeprefix(_LLM): t for n, t in tensors.items() if n.startswith(_LLM)}
     if other := sorted(name for name in tensors if not name.startswith((_MAPPER, _LLM))):
         raise _no_reference(file, f"it holds {other[0]}")
-    if llm and _EMBEDDINGS not in llm:
-        raise _no_reference(file, f"{_LLM}{_EMBEDDINGS} is missing")
-    width = _llm_width(mapper, llm)
+    if flat := [name for name, tensor in mapper.items() if not tensor.dim() or not tensor.numel()]:
+        raise _no_reference(file, f"{_MAPPER}{flat[0]} has no size")
+    sizes = _llm_sizes(file, mapper, llm)
+    width = sizes["n_embd"]
     st, features = _mapper_config(file, mapper, width)
     named = {f"st.{mapper_name(name)}": tensor.float() for name, tensor in mapper.items()}
     _check_mapper(file, st, features, width, named)
     named |= {f"llm.{name}": tensor.float() for name, tensor in _parameters(file, llm).items()}
-    layers = [re.match(r"transformer\.h\.(\d+)\.", name) for name in llm]
-    count = len({match[1] for match in layers if match}) if llm else None
-    return Official(st, features, width, count, MappingProxyType(named))
+    return Official(st, features, sizes, MappingProxyType(named))
 
 
 def mapper_name(reference: str) -> str:
@@ -131,10 +130,11 @@ def check_recipe(official: Official, cfg: Config) -> None:
         other = f"ARCH (one with features of width {official.feature_width})"
         wanted.append(f"encoder.arch={_TOWERS.get(official.feature_width, other)}")
     llm = load_llm_config(cfg.llm)
-    layers = official.llm_layers or getattr(llm, "num_hidden_layers", None)
-    found = (llm.model_type, llm_width(llm), getattr(llm, "num_hidden_layers", None))
-    if found != ("gpt2", official.llm_width, layers):
-        wanted.append(f"llm.path=FOLDER (GPT-2 of width {official.llm_width}, {layers} layers)")
+    if not isinstance(llm, GPT2Config) or any(
+        getattr(llm, key) != value for key, value in official.llm.items()
+    ):
+        sizes = ", ".join(f"{key} {value}" for key, value in official.llm.items())
+        wanted.append(f"llm.path=FOLDER (a GPT-2 with {sizes})")
     if wanted:
         raise ConfigError(
             f"the official checkpoint ({official}) does not fit this recipe; set {' '.join(wanted)}"
@@ -158,12 +158,24 @@ def _read(file: Path) -> Mapping[str, Tensor]:
     return loaded
 
 
-def _llm_width(mapper: Mapping[str, Tensor], llm: Mapping[str, Tensor]) -> int:
-    """D, from whichever tensor shows it."""
-    for tensors, name in ((llm, _EMBEDDINGS), (mapper, "prefix_const")):
-        if name in tensors:
-            return int(tensors[name].shape[-1])
-    return _GPT2_WIDTH
+def _llm_sizes(
+    file: Path, mapper: Mapping[str, Tensor], llm: Mapping[str, Tensor]
+) -> dict[str, int]:
+    """What shows of GPT-2's sizes; D always."""
+    if not llm:
+        prefix = mapper.get("prefix_const")
+        return {"n_embd": _GPT2_WIDTH if prefix is None else int(prefix.shape[-1])}
+    for name in (_EMBEDDINGS, _POSITIONS):
+        if name not in llm or llm[name].dim() != 2:
+            raise _no_reference(file, f"{_LLM}{name} is missing, or no matrix")
+    layers = [re.match(r"transformer\.h\.(\d+)\.", name) for name in llm]
+    vocab_size, n_embd = llm[_EMBEDDINGS].shape
+    return {
+        "n_embd": int(n_embd),
+        "n_layer": len({match[1] for match in layers if match}),
+        "vocab_size": int(vocab_size),
+        "n_positions": len(llm[_POSITIONS]),
+    }
 
 
 def _mapper_config(file: Path, mapper: Mapping[str, Tensor], width: int) -> tuple[STConfig, int]:
@@ -218,7 +230,7 @@ def _parameters(file: Path, llm: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _value(st: STConfig, key: str, official: Official) -> object:
     """The value of a key of `st`, with the reference's own hidden width where it is null."""
     if key == "hidden" and st.hidden is None:
-        return official.llm_width * official.st.prefix_length // 2
+        return official.llm["n_embd"] * official.st.prefix_length // 2
     return getattr(st, key)
 
 

@@ -49,7 +49,7 @@ def test_an_official_checkpoint_gives_the_reference_outputs(
     else:
         save_file({name: each.clone() for name, each in state.items()}, file)
     official = read_official(file)
-    st = build_st(official.st, width=official.feature_width, llm_width=official.llm_width)
+    st = build_st(official.st, width=official.feature_width, llm_width=official.llm["n_embd"])
     model = ClipCap(None, st, GPT2LMHeadModel(GPT2Config(**sizes["gpt2"]))).eval()
     overlay(model.st, official.tensors, "st.", Placement())
     overlay(model.llm, official.tensors, "llm.", Placement())
@@ -76,10 +76,8 @@ def test_sizes_follow_from_the_file_alone(kind: str, tmp_path: Path) -> None:
     official = read_official(tmp_path / "latest.pt")
     found = (official.st.kind, official.st.prefix_length, official.feature_width)
     assert found == (kind, sizes["prefix_length"], sizes["embedding_width"])
-    assert (official.llm_width, official.llm_layers) == (
-        sizes["gpt2"]["n_embd"],
-        sizes["gpt2"]["n_layer"],
-    )
+    assert official.llm == {key: sizes["gpt2"][key] for key in official.llm}
+    assert set(official.llm) == {"n_embd", "n_layer", "vocab_size", "n_positions"}
     if kind == "transformer":
         assert official.st.clip_length == sizes["clip_length"]
         assert official.st.num_layers == sizes["num_layers"]
@@ -93,7 +91,7 @@ def test_a_file_with_the_mapper_alone_leaves_the_llm_as_it_came(tmp_path: Path) 
     torch.save(state, tmp_path / "prefix.pt")
     official = read_official(tmp_path / "prefix.pt")
     assert (official.st.kind, official.st.prefix_length) == ("linear", 40)
-    assert (official.llm_width, official.llm_layers) == (768, None)
+    assert official.llm == {"n_embd": 768}
     st = build_st(official.st, width=512, llm_width=768)
     overlay(st, official.tensors, "st.", Placement())
     features = torch.randn(2, 512)
@@ -137,7 +135,7 @@ def test_the_right_recipe_is_accepted_and_a_wrong_one_told_all_its_keys(
         f"st.kind={kind}",
         "st.prefix_length=5",
         "features of width 32)",
-        "(GPT-2 of width 64, 2 layers)",
+        "(a GPT-2 with n_embd 64, n_layer 2, vo",
     ]
     if kind == "transformer":
         expected += ["st.clip_length=4", "st.num_layers=3"]
@@ -193,6 +191,9 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_p
         ),
         ({"clip_project.model.0.weight": None}, "neither an MLP, a transformer nor a linear"),
         ({"gpt.transformer.wte.weight": None}, "gpt.transformer.wte.weight is missing"),
+        ({"gpt.transformer.wpe.weight": None}, "gpt.transformer.wpe.weight is missing"),
+        ({"gpt.transformer.wte.weight": torch.ones(3)}, "is missing, or no matrix"),
+        ({"clip_project.model.0.weight": torch.tensor(1.0)}, "clip_project.model.0.weight has no"),
         ({"gpt.lm_head.weight": torch.ones(199, 64)}, "not tied to the embeddings"),
         ({"optimizer": torch.ones(2)}, "it holds optimizer"),
         ({"epoch": 3}, "it is no state dict"),
