@@ -6,6 +6,7 @@ every text is escaped, and the page forbids itself scripts and requests.
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,12 @@ def thumbnail(image: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def by_reason(skipped: Mapping[str, str]) -> str:
+    """'3 truncated image, 1 unreadable file' of file -> reason; details in brackets do not count."""
+    counts = Counter(reason.partition(" (")[0] for reason in skipped.values())
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+
+
 def page(
     cards: Sequence[Card], *, model: str, captioned: int, skipped: Mapping[str, str], ignored: int
 ) -> str:
@@ -61,6 +68,7 @@ def page(
         captioned=captioned,
         skipped=list(skipped.items())[:_LISTED],
         skipped_count=len(skipped),
+        reasons=by_reason(skipped),
         ignored=ignored,
     )
 
@@ -88,6 +96,7 @@ _PAGE = """<!doctype html>
         background: #ececea; }
   figcaption { padding: 10px 12px 12px; overflow-wrap: anywhere; }
   small { display: block; margin-top: 6px; color: #6d6d66; font-size: .8rem; }
+  a { color: #0b5394; }
   ul { margin: 8px 0 0; padding-left: 20px; color: #55554f; overflow-wrap: anywhere; }
 </style>
 </head>
@@ -95,7 +104,8 @@ _PAGE = """<!doctype html>
 <h1>{{ captioned }} image{{ "" if captioned == 1 else "s" }} captioned</h1>
 <p>by {{ model }}{% if cards | length < captioned %}; the first {{ cards | length }} are shown, all
 are in captions.jsonl{% endif %}{% if ignored %}; {{ ignored }} other
-file{{ "" if ignored == 1 else "s" }} ignored{% endif %}</p>
+file{{ "" if ignored == 1 else "s" }} ignored{% endif %}{% if skipped_count %};
+<a href="#skipped">{{ skipped_count }} skipped</a>{% endif %}</p>
 <main>
 {% for card in cards %}
 <figure>
@@ -105,8 +115,9 @@ file{{ "" if ignored == 1 else "s" }} ignored{% endif %}</p>
 {% endfor %}
 </main>
 {% if skipped_count %}
-<details open>
-<summary>{{ skipped_count }} file{{ "" if skipped_count == 1 else "s" }} skipped</summary>
+<details id="skipped" open>
+<summary>{{ skipped_count }} file{{ "" if skipped_count == 1 else "s" }} skipped:
+{{ reasons }}</summary>
 <ul>
 {% for name, reason in skipped %}
 <li>{{ name }}: {{ reason }}</li>

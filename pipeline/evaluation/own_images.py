@@ -8,7 +8,6 @@ evaluation. Leaves `captions.jsonl` (one line a file: its caption, or why it has
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from pipeline.data.loader import DecodedImages
 from pipeline.dist import World, gather_json, on_main
 from pipeline.engine import dtype_of, resolve_precision
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.gallery import Card, page, thumbnail
+from pipeline.evaluation.gallery import Card, by_reason, page, thumbnail
 from pipeline.exports import find_export
 from pipeline.models.placement import Placement
 from pipeline.splits import prompt_collator
@@ -147,8 +146,7 @@ def _write(
     )
     with atomic_file(out / "captions.html") as file:
         file.write(html.encode())
-    counts = Counter(reason.partition(" (")[0] for reason in faults.values())
-    skipped = ", ".join(f"{n} {reason}" for reason, n in counts.most_common()) or "none"
+    skipped = by_reason(faults) or "none"
     if not captions:
         raise DataError(
             f"none of the {len(faults)} files of {found.root} could be captioned ({skipped}); "

@@ -32,7 +32,7 @@ def test_texts_are_escaped() -> None:
         ignored=0,
     )
     assert "<script" not in html and "alert(1)&lt;/script&gt;" in html
-    assert not re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,)', html)
+    assert not re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,|#)', html)
 
 
 def test_the_page_says_what_it_leaves_out() -> None:
@@ -40,7 +40,7 @@ def test_the_page_says_what_it_leaves_out() -> None:
     html = page(cards(3), model="runs/x", captioned=10_000, skipped=skipped, ignored=2)
     text = " ".join(html.split())
     assert "10000 images captioned" in text and "the first 3 are shown" in text
-    assert "2 other files ignored" in text and "1000 files skipped" in text
+    assert "2 other files ignored" in text and "1000 files skipped: 1000 truncated image" in text
     assert "0199.jpg: truncated image" in text and "0200.jpg" not in text
     assert "and 800 more, in captions.jsonl" in text
 
