@@ -44,7 +44,7 @@ def thumbnail(image: Image.Image) -> str:
 
 
 def by_reason(skipped: Mapping[str, str]) -> str:
-    """'3 truncated image, 1 unreadable file' of file -> reason; details in brackets do not count."""
+    """'3 truncated image, 1 unreadable file' from file -> reason, whose details do not count."""
     counts = Counter(reason.partition(" (")[0] for reason in skipped.values())
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
