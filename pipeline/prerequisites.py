@@ -10,7 +10,8 @@ from pathlib import Path
 from pipeline.config import PHASES, Config
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.prepare import prepare
-from pipeline.dist import World, from_main, on_main
+from pipeline.dist import World, from_main
+from pipeline.errors import DataError, UserError
 from pipeline.phases import predecessor
 from pipeline.preflight import check, check_scores
 from pipeline.pretrain import pretrain
@@ -21,12 +22,16 @@ log = logging.getLogger("pipeline")
 
 def make_shards(config: Config, world: World) -> None:
     """Prepares every entry of the recipe's `prepare`, on rank 0; finished ones are left alone."""
-
-    def make() -> None:
-        for entry in config.prepare.values():
-            prepare(entry, report=log.info)
-
-    on_main(make, world)
+    failure: str | None = None
+    if world.is_main:
+        try:
+            for entry in config.prepare.values():
+                prepare(entry, report=log.info)
+        except UserError as error:
+            failure = str(error)
+    failure = from_main(failure, world)
+    if failure:
+        raise DataError(failure)
 
 
 def ensure(config: Config, world: World, *, until: str) -> bool:
