@@ -156,9 +156,9 @@ class EvaluateConfig:
 
 @dataclass
 class CaptionConfig:
-    """Captions for one's own images; the keys of `stages/caption.py`, and how many it shows."""
+    """Captions for one's own images; the keys of `stages/caption.py`."""
 
-    checkpoint: str = ""  # an export, a phase's folder or a run's; empty = the recipe's own run
+    checkpoint: str = ""  # an export, a phase's folder or a run's; its recipe comes along
     images: str = ""  # a folder (with all below it), a file, or a pattern such as 'a/*.jpg'
     out: str = ""  # folder; empty = runs/<name>/captions
     shown: int = not_negative(300)  # images in the HTML sheet; the JSON lines hold all
