@@ -37,6 +37,7 @@ class CaptionModel:
     model: MultimodalLM
     tokenizer: PreTrainedTokenizerBase
     images: Mapping[str, Images]  # by split
+    decoded: Images  # for images that belong to no split; the model needs its encoder then
 
 
 def build_caption_model(
@@ -58,16 +59,15 @@ def build_caption_model(
     if not chosen.SEES_IMAGES:
         model = chosen.build(config, dtype=dtype, placement=placement, with_encoder=False)
         overlay(model.llm, start, "llm.", placement)
-        return CaptionModel(model, tokenizer, dict.fromkeys(splits, NO_IMAGES))
+        return CaptionModel(model, tokenizer, dict.fromkeys(splits, NO_IMAGES), NO_IMAGES)
     encoder, transform = load_image_encoder(config.encoder, seed=config.seed)
     overlay(encoder, start, "encoder.", Placement())
     encoder.requires_grad_(False)
-    size = _image_size(transform)
-    plain = dict.fromkeys(splits, decoded(transform, size))
-    images = plain
+    plain = decoded(transform, _image_size(transform))
+    images = dict.fromkeys(splits, plain)
     if config.data.cache_features:
         images = {
-            name: _cached(config, name, splits[name], plain[name], encoder, dtype, world)
+            name: _cached(config, name, splits[name], plain, encoder, dtype, world)
             for name in splits
         }
     width = encoder.width
@@ -81,7 +81,7 @@ def build_caption_model(
     )
     overlay(model.st, start, "st.", placement)
     overlay(model.llm, start, "llm.", placement)
-    return CaptionModel(model, tokenizer, images)
+    return CaptionModel(model, tokenizer, images, plain)
 
 
 def overlay(

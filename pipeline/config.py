@@ -39,7 +39,7 @@ class EncoderConfig:
 class STConfig:
     """The network from image features to the LLM's embedding space."""
 
-    kind: str = one_of("mlp", "mlp", "transformer")
+    kind: str = one_of("mlp", "mlp", "transformer", "linear")
     prefix_length: int = positive(10)  # embeddings handed to the LLM for one image
     hidden: int | None = not_negative(None)  # mlp: null = LLM width * prefix_length / 2
     clip_length: int = positive(10)  # transformer: tokens that the image feature is unfolded into
@@ -169,10 +169,31 @@ class EvaluateConfig:
     beams: int = positive(5)
     max_new_tokens: int = positive(40)
     length_penalty: float = 1.0  # 1 = mean log-probability, as the reference
+    stop: str | None = None  # a text of one token that ends a caption and stays in it; null = EOS
+    export: str | None = None  # an export, phase or run to score; null = this run's last phase
     metrics: list[str] = field(
         default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider", "spice"]
     )
     spice_models: str | None = None  # folder of SPICE's jars; null = pycocoevalcap's own, if there
+
+
+@dataclass
+class CaptionConfig:
+    """Captions for one's own images; the keys of `stages/caption.py`."""
+
+    checkpoint: str = ""  # an export, a phase's folder or a run's; its recipe comes along
+    images: str = ""  # a folder (with all below it), a file, or a pattern such as 'a/*.jpg'
+    out: str = ""  # folder; empty = runs/<name>/captions
+    shown: int = not_negative(300)  # images in the HTML sheet; the JSON lines hold all
+
+
+@dataclass
+class ExportConfig:
+    """Models in and out; the keys of `stages/export.py`: either `official` or `checkpoint`."""
+
+    official: str = ""  # a checkpoint of the reference, which becomes an export
+    checkpoint: str = ""  # an export, phase or run, which becomes folders for other libraries
+    out: str = ""  # folder; must not exist, or be empty
 
 
 @dataclass
@@ -251,5 +272,7 @@ class Config:
     st_align: STAlignConfig = field(default_factory=STAlignConfig)
     llm_tune: LLMTuneConfig = field(default_factory=LLMTuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    caption: CaptionConfig = field(default_factory=CaptionConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     prepare: dict[str, PrepareConfig] = field(default_factory=dict)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

@@ -27,20 +27,29 @@ from pipeline.config import (
 )
 from pipeline.ds_config import check_ds_config, check_inference_config
 from pipeline.errors import ConfigError
+from pipeline.exports import find_export, recipe_in
 
 HOME = Path(__file__).resolve().parents[1]
 RECIPES = HOME / "stages" / "recipes"
 _TRAINABLE = ("st", "llm")
 
 
-def load_recipe(arguments: Sequence[str]) -> Config:
+def load_recipe(arguments: Sequence[str], section: str | None = None) -> Config:
     """The resolved and checked recipe of a stage.
 
     arguments: the command line without the program: `recipe=NAME|FILE`, `key=value` overrides, and
-    `--local_rank=N`, which the deepspeed launcher appends. Raises ConfigError in one line.
+    `--local_rank=N`, which the deepspeed launcher appends. section: the stage's own part of the
+    recipe, whose keys may be given without its name; its `checkpoint` brings a recipe along, which
+    is used where `recipe=` is not given. Raises ConfigError in one line.
     """
     overrides = parse_overrides(arguments)
-    name = overrides.get("recipe", Config.recipe)
+    if section is not None:
+        own = {each.name for each in dataclasses.fields(getattr(Config(), section))}
+        overrides = {f"{section}.{k}" if k in own else k: v for k, v in overrides.items()}
+    name = overrides.get("recipe")
+    if name is None and (checkpoint := overrides.get(f"{section}.checkpoint")):
+        name = str(recipe_in(find_export(Path(checkpoint), "checkpoint"), "checkpoint"))
+    name = name or Config.recipe
     recipe = OmegaConf.create({"name": Path(name).stem})
     recipe.merge_with(_read_yaml(_recipe_file(name)))
     dotlist = _dotlist(overrides)

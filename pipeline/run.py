@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -105,6 +104,29 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     return True
 
 
+def finished_export(config: Config, phase: str, world: World, *, wording: tuple[str, str]) -> Path:
+    """The export of a phase, which must be finished and of this recipe. Every rank calls it.
+
+    config: the effective one. wording: of the messages; who needs the export ("llm_tune starts
+    from"), and the key that names another one.
+    """
+    needs, key = wording
+    export = export_folder(config, phase)
+    found = from_main(ckpt.read_export(export), world)
+    if found is None:
+        raise ConfigError(
+            f"{needs} {phase}, which is not finished ({export} is missing); run stages/{phase}.py "
+            f"first, or set {phase}.enabled=false, or name an export with {key}="
+        )
+    if found["fingerprint"] != fingerprint_of_phase(config, phase, world):
+        raise CheckpointError(
+            f"{needs} {export}, which was made by another recipe, other data or other weights; "
+            f"give the arguments that made it, or run stages/{phase}.py with overwrite=true, or "
+            f"take it as it is with {key}={export}"
+        )
+    return export
+
+
 def fingerprint_of_phase(config: Config, name: str, world: World) -> str:
     """A hash of all that a phase's result depends on, its predecessors' recipes included.
 
@@ -140,32 +162,20 @@ def _start_of(config: Config, name: str, world: World) -> Path | None:
     phase: PhaseConfig = getattr(config, name)
     if phase.init_from is not None:
         start = Path(phase.init_from)
-        _check_adapters(config, start, from_main(ckpt.read_export(start), world))
+        _check_adapters(config, start, world)
         return start
     before = predecessor(config, name)
     if before is None:
         return None
-    start = export_folder(config, before)
-    found = from_main(ckpt.read_export(start), world)
-    if found is None:
-        raise ConfigError(
-            f"{name} starts from {before}, which is not finished ({start} is missing); run "
-            f"stages/{before}.py first, or set {before}.enabled=false, or name weights with "
-            f"{name}.init_from="
-        )
-    if found["fingerprint"] != fingerprint_of_phase(config, before, world):
-        raise CheckpointError(
-            f"{name} starts from {start}, which was made by another recipe, other data or other "
-            f"weights; run stages/{before}.py with overwrite=true, or take it as it is with "
-            f"{name}.init_from={start}"
-        )
-    _check_adapters(config, start, found)
+    wording = (f"{name} starts from", f"{name}.init_from")
+    start = finished_export(config, before, world, wording=wording)
+    _check_adapters(config, start, world)
     return start
 
 
-def _check_adapters(config: Config, start: Path, found: Mapping[str, Any] | None) -> None:
-    made_with = None if found is None else found.get("lora")
-    check_settings(made_with, config.llm.lora, start)
+def _check_adapters(config: Config, start: Path, world: World) -> None:
+    found = from_main(ckpt.read_export(start), world)
+    check_settings(None if found is None else found.get("lora"), config.llm.lora, start)
 
 
 def _already_done(config: Config, name: str, folder: Path, fingerprint: str, world: World) -> bool:

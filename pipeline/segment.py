@@ -163,7 +163,7 @@ class SegmentRun:
                 "phase": self.name,
                 "lora": asdict(self.config.llm.lora) if any(map(is_adapter, tensors)) else None,
             }
-            ckpt.save_export(target, tensors, progress, details)
+            ckpt.save_export(target, tensors, progress, details, self.config)
             log.info("%-13s export %s", self.name, target)
         wait_for_all(self.world)
         return ckpt.ExportTensors(target)

@@ -170,7 +170,7 @@ def _language(
         references=References(val.reader, items_in_order(shown_plan) if shown else []),
         caption_records=captioned,
         sample_images=phase.sample_images,
-        max_new_tokens=config.evaluate.max_new_tokens,
+        settings=config.evaluate,
         dtype=dtype,
     )
     plan = train.plan(phase.global_batch, seed=config.seed)
