@@ -20,7 +20,8 @@ from pipeline.config import Config, LoRAConfig, STConfig
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.own_images import caption_images
-from pipeline.evaluation.runner import evaluate, output_folder
+from pipeline.evaluation.results import output_folder
+from pipeline.evaluation.runner import evaluate
 from pipeline.interchange import export, merged_llm
 from pipeline.models.encoder import load_clip
 from pipeline.models.llm import load_llm
