@@ -39,7 +39,7 @@ class EncoderConfig:
 class STConfig:
     """The network from image features to the LLM's embedding space."""
 
-    kind: str = one_of("mlp", "mlp", "transformer")
+    kind: str = one_of("mlp", "mlp", "transformer", "linear")
     prefix_length: int = positive(10)  # embeddings handed to the LLM for one image
     hidden: int | None = not_negative(None)  # mlp: null = LLM width * prefix_length / 2
     clip_length: int = positive(10)  # transformer: tokens that the image feature is unfolded into
@@ -48,11 +48,24 @@ class STConfig:
 
 
 @dataclass
+class LoRAConfig:
+    """Low-rank adapters for the language model; with them its own weights never train."""
+
+    rank: int = not_negative(0)  # of each update; 0 = no adapters
+    alpha: int = positive(16)  # an update counts alpha / rank times
+    dropout: float = not_negative(0.0)  # of an adapter's input, while it trains
+    # Linear layers by the end of their names ([c_attn, c_proj]), or [all-linear] for all but the
+    # output head; null = peft's choice for the architecture.
+    targets: list[str] | None = None
+
+
+@dataclass
 class LLMConfig:
     """The language model, any causal LM of transformers."""
 
     path: str = "gpt2"  # a local folder, or a name on the hub
     dropout: float | None = not_negative(None)  # null keeps what the model's own config says
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
 
 
 @dataclass
@@ -111,12 +124,13 @@ class PhaseConfig:
     epochs: float = positive(1.0)
     max_steps: int | None = None  # ends the phase earlier; the schedule spans this many steps
     lr: float = positive(1e-4)
-    weight_decay: float = not_negative(0.01)
+    weight_decay: float = not_negative(0.01)  # of matrices; vectors (norms, biases) have none
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     eps: float = positive(1e-8)
     clip_norm: float = not_negative(1.0)  # of the global gradient; 0 switches clipping off
     warmup_steps: int = not_negative(0)
     schedule: str = one_of("cosine", "cosine", "linear", "constant")
+    ema: float = not_negative(0.0)  # decay of a moving average that is exported; 0 = the last step
     activation_checkpointing: bool = False
     log_every: int = positive(10)  # steps
     checkpoint_every: int = positive(500)  # steps
@@ -135,6 +149,9 @@ class EncoderAdaptConfig(PhaseConfig):
     lr: float = positive(1e-5)
     train: str = "all"  # all, or last:N (the last N blocks and what follows them)
     layer_decay: float = positive(1.0)  # a block's learning rate is this times the next one's
+    text: str = one_of("train", "train", "locked")  # locked: the text tower stays as it came
+    loss: str = one_of("infonce", "infonce", "siglip")
+    merge_alpha: float = not_negative(1.0)  # the export: 0 = the original, 1 = the trained weights
 
 
 @dataclass
@@ -169,12 +186,39 @@ class EvaluateConfig:
     """Captioning of a split and its scores."""
 
     split: str = "test"
+    # null loads the whole model on every rank, which is many times faster; zero3 partitions one
+    # that does not fit (stages below 3 partition nothing that inference has)
+    ds_config: str | None = None
     records: int | None = not_negative(None)  # null = the whole split
     batch: int = positive(32)  # images per rank and generation call
     beams: int = positive(5)
     max_new_tokens: int = positive(40)
     length_penalty: float = 1.0  # 1 = mean log-probability, as the reference
-    metrics: list[str] = field(default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider"])
+    stop: str | None = None  # a text of one token that ends a caption and stays in it; null = EOS
+    export: str | None = None  # an export, phase or run to score; null = this run's last phase
+    metrics: list[str] = field(
+        default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider", "spice"]
+    )
+    spice_models: str | None = None  # folder of SPICE's jars; null = pycocoevalcap's own, if there
+
+
+@dataclass
+class CaptionConfig:
+    """Captions for one's own images; the keys of `stages/caption.py`."""
+
+    checkpoint: str = ""  # an export, a phase's folder or a run's; its recipe comes along
+    images: str = ""  # a folder (with all below it), a file, or a pattern such as 'a/*.jpg'
+    out: str = ""  # folder; empty = runs/<name>/captions
+    shown: int = not_negative(300)  # images in the HTML sheet; the JSON lines hold all
+
+
+@dataclass
+class ExportConfig:
+    """Models in and out; the keys of `stages/export.py`: either `official` or `checkpoint`."""
+
+    official: str = ""  # a checkpoint of the reference, which becomes an export
+    checkpoint: str = ""  # an export, phase or run, which becomes folders for other libraries
+    out: str = ""  # folder; must not exist, or be empty
 
 
 @dataclass
@@ -186,16 +230,16 @@ class PrepareConfig(RemoteConfig):
     images: str = ""  # coco, flickr8k, folder: the image folder
     annotations: list[str] = field(default_factory=list)  # coco: annotation JSON files
     karpathy: str = ""  # coco: dataset_coco.json, whose splits (and sentences) are used
-    split: str = "train"  # coco without karpathy, folder without a split column, webdataset
+    split: str = "train"  # coco without karpathy and lists, folder without a column, webdataset
     captions: str = ""  # flickr8k: captions.txt; folder: a .csv, .tsv, .jsonl or .json file
     image_column: str = ""  # folder: "" = found by its usual names (image, file_name, path, ...)
     caption_column: str = ""  # folder: "" = found by its usual names (caption, text, ...)
     split_column: str = ""  # folder: "" = the column `split`, where there is one
-    shards: str = (
-        ""  # webdataset: folder of tars, or pattern: /d/{000..331}.tar, s3://b/{000..331}.tar
-    )
+    shards: str = ""  # webdataset: a folder of tars, or a pattern: [s3://b]/d/{00000..00331}.tar
     hash: bool = False  # webdataset: also compute SHA-256 of each shard, which reads all of it
-    split_lists: str = ""  # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
+    # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
+    # coco with annotations: folder with karpathy_{val,test}_images.txt
+    split_lists: str = ""
     style: str = one_of("general", "general", "target")  # scenes
     wording: str = one_of("style", "style", "both")  # scenes: a record is told in either wording
     counts: dict[str, int] = field(
@@ -258,5 +302,7 @@ class Config:
     st_align: STAlignConfig = field(default_factory=STAlignConfig)
     llm_tune: LLMTuneConfig = field(default_factory=LLMTuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    caption: CaptionConfig = field(default_factory=CaptionConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     prepare: dict[str, PrepareConfig] = field(default_factory=dict)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

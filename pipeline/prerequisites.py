@@ -14,6 +14,7 @@ from pipeline.data.remote import is_remote
 from pipeline.data.settings import check_prepared
 from pipeline.dist import World, from_main
 from pipeline.errors import DataError, UserError
+from pipeline.phases import predecessor
 from pipeline.preflight import check, check_scores
 from pipeline.pretrain import pretrain
 from pipeline.run import effective, run_phase
@@ -62,12 +63,24 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
         return False
     chosen = effective(config)
     check(chosen)
-    for name in PHASES:
-        if name == until:
-            return True
-        if getattr(chosen, name).enabled and not run_phase(chosen, name, world):
-            return False
-    return True
+    return all(run_phase(chosen, name, world) for name in phases_before(chosen, until))
+
+
+def phases_before(config: Config, until: str) -> list[str]:
+    """The phases that must be finished before `until`, in order.
+
+    Not those before a phase with `init_from`, and none where `evaluate.export` is scored. config:
+    the effective one. until: a phase, or `evaluate`.
+    """
+    if until == "evaluate":
+        enabled = [name for name in PHASES if getattr(config, name).enabled]
+        if config.evaluate.export is not None or not enabled:
+            return []
+        return [*phases_before(config, enabled[-1]), enabled[-1]]
+    before = predecessor(config, until)
+    if before is None or getattr(config, until).init_from is not None:
+        return []
+    return [*phases_before(config, before), before]
 
 
 def _shards_missing(config: Config) -> bool:

@@ -24,14 +24,17 @@ _PATIENCE_SECONDS = 4.0
 Body = Callable[[Config, dist.World], None]
 
 
-def run_stage(body: Body, arguments: Sequence[str] | None = None) -> None:
+def run_stage(
+    body: Body, arguments: Sequence[str] | None = None, *, section: str | None = None
+) -> None:
     """Runs `body` with the resolved recipe on every rank of the launch, and exits on errors.
 
-    arguments: the command line without the program; None takes the process's own.
+    arguments: the command line without the program; None takes the process's own. section: the
+    stage's own part of the recipe, see `load_recipe`.
     """
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     try:
-        config = load_recipe(sys.argv[1:] if arguments is None else arguments)
+        config = load_recipe(sys.argv[1:] if arguments is None else arguments, section)
         world = dist.start()
         rank = world.rank
         configure_logging(speaks=world.is_main)

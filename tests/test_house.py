@@ -18,14 +18,19 @@ PIPELINE = REPOSITORY / "pipeline"
 # below. A name is a module, or a package and all in it; the longest fitting name counts.
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors",),
-    1: ("config", "ds_config", "recipe", "dist"),
-    2: ("evaluation.captions", "evaluation.java", "evaluation.retrieval"),  # pure scores
+    1: ("config", "ds_config", "exports", "recipe", "dist"),
+    2: (  # pure scores
+        "evaluation.captions",
+        "evaluation.java",
+        "evaluation.retrieval",
+        "evaluation.spice",
+    ),
     3: ("data", "models"),
-    4: ("losses", "phases"),
+    4: ("losses", "phases", "averages"),
     5: ("engine", "checkpoint", "memory"),
     6: ("objectives", "validation", "captioning"),
     7: ("trainer", "callbacks", "splits", "assemble"),
-    8: ("evaluation", "chat"),
+    8: ("evaluation", "chat", "interchange"),
     9: (
         "setup",
         "segment",
@@ -34,6 +39,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "preflight",
         "prerequisites",
         "stage",
+        "evaluation.results",
         "evaluation.runner",
     ),
 }
@@ -44,6 +50,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "evaluation.captions": ("errors", "config", *_SCORES),
     "evaluation.java": ("errors", "config", *_SCORES),
     "evaluation.retrieval": ("errors", "config", *_SCORES),
+    "evaluation.spice": ("errors", "config", *_SCORES),
 }
 
 # Neighbours of one layer that know nothing of each other.

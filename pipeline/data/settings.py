@@ -13,6 +13,7 @@ from pipeline.config import PrepareConfig
 from pipeline.data.files import atomic_file, sha256_of
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.remote import is_remote
+from pipeline.data.sources.coco import coco_list_files
 from pipeline.data.sources.flickr8k import split_list_files
 from pipeline.errors import DataError
 
@@ -118,4 +119,6 @@ def _input_files(cfg: PrepareConfig) -> list[Path]:
     files = [Path(name).expanduser() for name in names]
     if cfg.source == "flickr8k":
         files += split_list_files(Path(cfg.split_lists).expanduser()).values()
+    if cfg.source == "coco" and cfg.split_lists:
+        files += coco_list_files(Path(cfg.split_lists).expanduser()).values()
     return files
