@@ -18,7 +18,7 @@ from pipeline.models.families import family
 from pipeline.models.llm import check_adapters, llm_width, load_llm_config, load_tokenizer
 from pipeline.models.st import build_st
 from pipeline.recipe import phase_configs
-from pipeline.splits import open_split
+from pipeline.splits import open_split, open_training
 
 
 def check_scores(config: Config) -> None:
@@ -29,10 +29,12 @@ def check_scores(config: Config) -> None:
 def check(config: Config) -> None:
     """Splits, weights and sizes of a recipe; raises ConfigError or DataError in one line."""
     for key, name in _splits(config).items():
-        if open_split(config, name).manifest.records == 0:
+        trains = key == "data.train_split"
+        split = open_training(config) if trains else open_split(config, name)
+        if split.records == 0:
             raise DataError(
-                f"{key}={name}: {Path(config.data.shards) / name} holds no records; "
-                "prepare it with some, or name another split"
+                f"{key}={name}: {split.place} holds no records; prepare it with some, or name "
+                "another split"
             )
     for name, phase in phase_configs(config):
         if phase.enabled and phase.init_from and not is_export(Path(phase.init_from)):

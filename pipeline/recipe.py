@@ -97,6 +97,7 @@ def validate(config: Config) -> None:
     _check_fields(config, prefix="")
     if config.name != Path(config.name).name:
         raise ConfigError(f"name={config.name!r} must be one folder name; set runs= for its place")
+    _check_mix(config)
     if config.llm.lora.dropout >= 1:
         raise ConfigError(f"llm.lora.dropout={config.llm.lora.dropout} must be in [0, 1)")
     for name, phase in phase_configs(config):
@@ -234,6 +235,17 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         found = (each for each in value if dataclasses.is_dataclass(each))
         yield from ((f"[{i}]", each) for i, each in enumerate(found))
+
+
+def _check_mix(config: Config) -> None:
+    labels = [each.label for each in config.data.mix]
+    for i, label in enumerate(labels):
+        if not label:
+            raise ConfigError(f"data.mix[{i}].shards is empty: name its folder or URL")
+        if label in labels[:i]:
+            raise ConfigError(
+                f"data.mix[{i}]: another set is called {label!r} too; give each its own name"
+            )
 
 
 def _check_phase(name: str, phase: PhaseConfig) -> None:
