@@ -49,6 +49,16 @@ class Clip:
     context_length: int  # tokens
 
 
+@dataclass
+class ClipSketch:
+    """The shapes of an image-text model: on the meta device, to be counted, not run."""
+
+    model: nn.Module
+    width: int  # of the pooled, projected features
+    image_size: int  # pixels, the longer side
+    context_length: int  # tokens
+
+
 class ImageEncoder(nn.Module):
     """An image tower that gives one pooled, projected feature for each image.
 
@@ -136,6 +146,38 @@ def load_image_encoder(cfg: EncoderConfig, *, seed: int = 0) -> tuple[ImageEncod
     return ImageEncoder(_visual(model), width, cfg.normalize).eval(), transform
 
 
+def sketch_clip(cfg: EncoderConfig) -> ClipSketch:
+    """The image-text model of a recipe without its weights, which need not exist.
+
+    Raises:
+        ConfigError: no such architecture or folder, or one whose config only the hub has.
+    """
+    if cfg.arch.startswith(HUB):
+        raise ConfigError(
+            f"encoder.arch: the sizes of {cfg.arch} are known once it is fetched; save it as a "
+            "folder and use local-dir:FOLDER to see them before"
+        )
+    if not cfg.arch.startswith(LOCAL_DIR):
+        _check_architecture(cfg.arch)
+    try:
+        with torch.device("meta"):
+            model = open_clip.create_model(
+                cfg.arch, load_weights=False, device="meta", pretrained_text=False
+            )
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"encoder.arch: {cfg.arch} cannot be built ({_line(error)}); name another"
+        ) from error
+    architecture = _architecture(cfg.arch)
+    text: dict[str, Any] = architecture.get("text_cfg", {})
+    return ClipSketch(
+        model,
+        width=int(architecture["embed_dim"]),
+        image_size=_image_size(model),
+        context_length=int(text.get("context_length", 77)),
+    )
+
+
 def depth_groups(visual: nn.Module) -> list[list[str]]:
     """The tower's parameter names from the image to the feature.
 
@@ -211,18 +253,27 @@ def check_encoder(cfg: EncoderConfig) -> bool:
         return False
     if cfg.arch.startswith(HUB):
         return False
-    if cfg.arch not in open_clip.list_models():
-        near = difflib.get_close_matches(cfg.arch, open_clip.list_models(), n=4, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "see open_clip.list_models()"
-        raise ConfigError(f"encoder.arch: open_clip has no architecture {cfg.arch}; {hint}")
+    _check_architecture(cfg.arch)
     return bool(cfg.pretrained) and _check_pretrained(cfg.arch, str(cfg.pretrained))
 
 
+def _check_architecture(arch: str) -> None:
+    if arch not in open_clip.list_models():
+        near = difflib.get_close_matches(arch, open_clip.list_models(), n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "see open_clip.list_models()"
+        raise ConfigError(f"encoder.arch: open_clip has no architecture {arch}; {hint}")
+
+
 def _check_pretrained(arch: str, pretrained: str) -> bool:
-    """As `_check`, for an architecture that open_clip knows and its weights."""
+    """As `check_encoder`, for an architecture that open_clip knows and its weights."""
     if Path(pretrained).is_file():
         return False
     tag = open_clip.get_pretrained_cfg(arch, pretrained)
+    if not tag and (Path(pretrained).suffix or len(Path(pretrained).parts) > 1):
+        raise ConfigError(
+            f"encoder.pretrained: there is no file {pretrained}; name the weights of {arch}, one of "
+            "its tags, or null for random weights"
+        )
     if not tag:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
         raise ConfigError(

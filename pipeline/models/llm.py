@@ -42,7 +42,7 @@ def load_llm(
     Args:
         cfg: the recipe's `llm`.
         dtype: of all parameters.
-        placement: how the parameters come into being.
+        placement: how the parameters come into being; a `Blueprint` looks for no weights.
         seed: kept for symmetry with the other parts: all weights are in files here, or it fails.
 
     Returns:
@@ -62,6 +62,23 @@ def load_llm(
             f"llm.path: {cfg.path} is a {config.model_type}, no causal language model; name one"
         ) from error
     model.tie_weights()  # skipped together with the initialisation
+    if placement.holds_values:
+        _read_weights(model, cfg, config, dtype=dtype, placement=placement, seed=seed)
+    model.generation_config = _GenerationConfig()
+    model.train(False)
+    return model
+
+
+def _read_weights(
+    model: PreTrainedModel,
+    cfg: LLMConfig,
+    config: PretrainedConfig,
+    *,
+    dtype: torch.dtype,
+    placement: Placement,
+    seed: int,
+) -> None:
+    """Fills the skeleton from its files."""
     restore_buffers(model)
     files = TensorFiles(
         weight_files(cfg.path, lambda name: _locate(cfg.path, name)), model.base_model_prefix
@@ -75,9 +92,6 @@ def load_llm(
         fill(model, files, placement, seed=seed, init=None)
     else:
         fill(model, _converted(cfg, config, dtype).get, placement, seed=seed, init=None)
-    model.generation_config = _GenerationConfig()
-    model.train(False)
-    return model
 
 
 def load_llm_config(cfg: LLMConfig) -> PretrainedConfig:

@@ -21,6 +21,8 @@ Initializer = Callable[[nn.Module], None]
 class Placement:
     """Parameters are whole on every rank; subclasses partition them."""
 
+    holds_values = True  # False: shapes are all there is, nothing is read or initialised
+
     def skeleton(self) -> AbstractContextManager[None]:
         """The context in which a model is constructed; its values come later, from `fill`."""
         return nullcontext()
@@ -40,6 +42,16 @@ class Placement:
         """The full shape of `parameter`, also while only a part of it is here."""
         # DeepSpeed leaves the full shape on the parameter; reading it needs no import of DeepSpeed.
         return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+class Blueprint(Placement):
+    """Parameters have shapes alone, on the meta device: models to be counted, not run."""
+
+    holds_values = False
+
+    def skeleton(self) -> AbstractContextManager[None]:
+        """Whatever is constructed inside takes no memory."""
+        return torch.device("meta")
 
 
 def reset_parameters(module: nn.Module) -> None:
@@ -76,6 +88,8 @@ def fill(
     Raises:
         CheckpointError: a value has another shape, or there is none and no `init`.
     """
+    if not placement.holds_values:
+        return
     aliases = _aliases(module)
     done: set[int] = set()
     for name, part in module.named_modules():
