@@ -162,17 +162,22 @@ def _cached(
     return Images(CachedFeatures(folder), (encoder.width,))
 
 
-def recipe_identity(config: Config, cache: Path, *, language: bool) -> dict[str, object]:
+def recipe_identity(
+    config: Config, cache: Path, *, language: bool, remember: bool = True
+) -> dict[str, object]:
     """What base weights and model a recipe means, independent of where its files lie.
 
-    language: of a phase with an LM; without, only what the contrastive phase reads.
+    language: of a phase with an LM; without, only what the contrastive phase reads. cache,
+    remember: see `checkpoint.content_hash`.
     """
     encoder = replace(config.encoder)
     source = config.encoder.arch.removeprefix("local-dir:")
     weights = [source, config.encoder.pretrained or "", config.llm.path]
     if not family(config.family).SEES_IMAGES:
         weights[:2] = ["", ""]
-    hashes = [content_hash(Path(each), cache) if each else "" for each in weights]
+    hashes = [
+        content_hash(Path(each), cache, remember=remember) if each else "" for each in weights
+    ]
     arch = hashes[0] if source != config.encoder.arch else encoder.arch
     identity: dict[str, object] = {
         "seed": config.seed,

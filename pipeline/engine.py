@@ -51,6 +51,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
+def layout_of(ds_config: dict[str, Any], precision: str) -> str:
+    """What a checkpoint can be loaded into, as text."""
+    return f"ZeRO-{ds.zero_stage(ds_config)}, {precision}"
+
+
 def dtype_of(precision: str) -> torch.dtype:
     """The compute dtype of a resolved precision."""
     return _DTYPES[precision]
@@ -107,7 +112,7 @@ class Engine:
         self.world = world
         self.stage = ds.zero_stage(loaded)
         self.groups = tuple(groups)
-        self.layout = f"ZeRO-{self.stage}, {precision}"  # what a checkpoint can be loaded into
+        self.layout = layout_of(loaded, precision)
         self._trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.trained_parameters = sum(_full_size(p) for _, p in self._trained)
         self.all_parameters = sum(_full_size(p) for p in module.parameters())

@@ -69,7 +69,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
     for argument in arguments:
         if re.fullmatch(r"--local[_-]rank(=\d+)?", argument):
             continue
-        key, equals, value = argument.partition("=")
+        key, equals, value = ("plan=true" if argument == "--plan" else argument).partition("=")
         if not equals or not key or key.startswith("-"):
             raise ConfigError(f"argument '{argument}' is not of the form key=value; see README.md")
         overrides[key] = value

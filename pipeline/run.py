@@ -68,7 +68,7 @@ def run_phase(config: Config, name: str, world: World) -> bool:
         log.info("%-13s is off in this recipe (%s.enabled=false)", name, name)
         return True
     split = open_split(config, config.data.train_split)
-    start = _start_of(config, name, world)
+    start = start_of(config, name, world)
     fingerprint = fingerprint_of_phase(config, name, world)
     folder = Path(config.runs) / config.name / name
     if _already_done(config, name, folder, fingerprint, world):
@@ -102,10 +102,11 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     return True
 
 
-def fingerprint_of_phase(config: Config, name: str, world: World) -> str:
+def fingerprint_of_phase(config: Config, name: str, world: World, *, remember: bool = True) -> str:
     """A hash of all that a phase's result depends on, its predecessors' recipes included.
 
-    Every rank calls it; rank 0 reads the weights' hashes. config: the effective one.
+    Every rank calls it; rank 0 reads the weights' hashes, and writes down new ones where
+    `remember` is true. config: the effective one.
     """
     phase: PhaseConfig = getattr(config, name)
     before: str | None = None
@@ -114,12 +115,12 @@ def fingerprint_of_phase(config: Config, name: str, world: World) -> str:
         found = ckpt.read_export(Path(phase.init_from))
         before = None if found is None else found["fingerprint"]
     elif previous is not None:
-        before = fingerprint_of_phase(config, previous, world)
+        before = fingerprint_of_phase(config, previous, world, remember=remember)
     language = not isinstance(phase, EncoderAdaptConfig)
     identity: dict[str, object] = {}
     if world.is_main:
         cache = Path(config.runs) / ".hashes.json"
-        identity = recipe_identity(config, cache, language=language)
+        identity = recipe_identity(config, cache, language=language, remember=remember)
     identity = from_main(identity, world)
     shards = open_split(config, config.data.train_split).manifest.fingerprint
     return ckpt.fingerprint_of(identity, learnt_values(phase), shards, before)
@@ -130,8 +131,12 @@ def learnt_values(phase: PhaseConfig) -> dict[str, object]:
     return {key: value for key, value in asdict(phase).items() if key not in _HARMLESS}
 
 
-def _start_of(config: Config, name: str, world: World) -> Path | None:
-    """The export that the phase starts from; None for the base weights."""
+def start_of(config: Config, name: str, world: World, *, remember: bool = True) -> Path | None:
+    """The export that the phase starts from; None for the base weights.
+
+    Every rank calls it. Raises UserError where the predecessor is not finished, or of another
+    recipe. remember: see `fingerprint_of_phase`.
+    """
     phase: PhaseConfig = getattr(config, name)
     if phase.init_from is not None:
         return Path(phase.init_from)
@@ -146,7 +151,7 @@ def _start_of(config: Config, name: str, world: World) -> Path | None:
             f"stages/{before}.py first, or set {before}.enabled=false, or name weights with "
             f"{name}.init_from="
         )
-    if found["fingerprint"] != fingerprint_of_phase(config, before, world):
+    if found["fingerprint"] != fingerprint_of_phase(config, before, world, remember=remember):
         raise CheckpointError(
             f"{name} starts from {start}, which was made by another recipe, other data or other "
             f"weights; run stages/{before}.py with overwrite=true, or take it as it is with "
@@ -155,23 +160,35 @@ def _start_of(config: Config, name: str, world: World) -> Path | None:
     return start
 
 
-def _already_done(config: Config, name: str, folder: Path, fingerprint: str, world: World) -> bool:
-    """True when the export is of this recipe; clears an outdated one where that is allowed."""
+def what_lies_in(
+    folder: Path, fingerprint: str, config: Config, ranks: int
+) -> tuple[bool, bool]:
+    """(finished, outdated): whether a phase's folder holds its export, or something of others."""
     found = ckpt.read_export(folder / "export")
     done = found is not None and found["fingerprint"] == fingerprint
     outdated = found is not None or ckpt.holds_other_checkpoints(
-        folder / "checkpoints", fingerprint, world.size if config.overwrite else None
+        folder / "checkpoints", fingerprint, ranks if config.overwrite else None
     )
-    done, outdated = from_main([done, outdated], world)
-    if done:
-        return True
-    if not outdated:
-        return False
+    return done, outdated and not done
+
+
+def refuse_outdated(folder: Path, config: Config) -> None:
+    """Raises CheckpointError unless the recipe allows what lies there to be overwritten."""
     if not config.overwrite:
         raise CheckpointError(
             f"{folder} was made by another recipe, other data or another predecessor; give another "
             "name=, or overwrite=true to make it again"
         )
+
+
+def _already_done(config: Config, name: str, folder: Path, fingerprint: str, world: World) -> bool:
+    """True when the export is of this recipe; clears an outdated one where that is allowed."""
+    done, outdated = from_main(list(what_lies_in(folder, fingerprint, config, world.size)), world)
+    if done:
+        return True
+    if not outdated:
+        return False
+    refuse_outdated(folder, config)
     if world.is_main:
         log.info("%-13s is started again: %s is removed (overwrite=true)", name, folder)
         shutil.rmtree(folder)

@@ -8,6 +8,7 @@ Leaves: predictions.jsonl, metrics.json and samples.png in runs/<name>/evaluate/
 from pipeline.config import Config
 from pipeline.dist import World
 from pipeline.evaluation.runner import evaluate, output_folder
+from pipeline.explain.stages import explain_evaluate
 from pipeline.prerequisites import ensure
 from pipeline.run import effective
 from pipeline.stage import run_stage
@@ -26,4 +27,4 @@ def main(config: Config, world: World) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, explain=explain_evaluate)

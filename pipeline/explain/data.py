@@ -1,0 +1,150 @@
+"""What a recipe's splits hold, or will hold once they are prepared; what preparing would do.
+
+Reads manifests, one index and, for splits that are still to be made, the raw data set's own lists.
+Opens no image and writes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.config import Config, PrepareConfig
+from pipeline.data.index import load_index
+from pipeline.data.manifest import MANIFEST_NAME, Manifest, load_manifest
+from pipeline.data.sources import SourceRecord, load_source
+from pipeline.data.sources.record import FileImage
+from pipeline.errors import ConfigError, DataError, UserError
+from pipeline.explain.text import UNKNOWN, count, plural, section, size
+from pipeline.splits import open_split
+
+_SAMPLED = 200  # image files whose size stands for all
+_ASSUMED_CAPTIONS = 5.0  # of a record, as in COCO and Flickr8k
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """One split: what is known of it before anything is made."""
+
+    records: int | None
+    shards: int | None
+    captions: float | None  # of a record, on average
+    detail: str  # one line
+    there: bool
+
+    @property
+    def captions_or_assumed(self) -> float:
+        """The captions of a record where they are known, else what is usual."""
+        return self.captions if self.captions is not None else _ASSUMED_CAPTIONS
+
+
+def outlook(config: Config, name: str) -> Outlook:
+    """What split `name` of `data.shards` holds or will hold; never raises for what is missing."""
+    try:
+        manifest = open_split(config, name).manifest
+    except UserError as error:
+        planned = _planned(config, name)
+        if planned is not None and config.make_missing:
+            return planned
+        if planned is not None:
+            return replace(planned, detail=str(error))
+        return Outlook(None, None, None, str(error), False)
+    text = (
+        f"{plural(manifest.records, 'record')} in {plural(len(manifest.shards), 'shard')}, "
+        f"{size(manifest.bytes)}"
+    )
+    shards = len(manifest.shards)
+    return Outlook(manifest.records, shards, _mean_captions(manifest), text, True)
+
+
+def describe_preparation(entries: Sequence[PrepareConfig]) -> str:
+    """What `stages/prepare.py` would do with each of `entries`."""
+    if not entries:
+        return "This recipe prepares nothing: its data.shards are expected to be there."
+    return "\n\n".join(_describe(entry) for entry in entries)
+
+
+def _describe(entry: PrepareConfig) -> str:
+    rows = [
+        ("writes to", entry.out or f"{UNKNOWN} (set out to a folder)"),
+        ("processes", str(entry.workers) if entry.workers else "none beside this one"),
+        ("records a shard", count(entry.records_per_shard)),
+    ]
+    try:
+        splits = load_source(entry)
+    except UserError as error:
+        return section(f"Data set '{entry.source}'", [*rows, ("not possible", str(error))])
+    for split, records in splits.items():
+        rows.append((split, _split(entry, Path(entry.out).expanduser() / split, records)))
+    return section(f"Data set '{entry.source}'", rows)
+
+
+def _split(entry: PrepareConfig, folder: Path, records: Sequence[SourceRecord]) -> str:
+    done = _finished(folder)
+    if done is not None:
+        return (
+            f"finished: {plural(done.records, 'record')} in {plural(len(done.shards), 'shard')}, "
+            f"{size(done.bytes)}; left alone"
+        )
+    shards = -(-len(records) // entry.records_per_shard)
+    begun = sum(1 for _ in folder.glob("shard-*.tar"))
+    texts = sum(len(each.captions) for each in _sample(records)) / max(len(_sample(records)), 1)
+    line = (
+        f"{plural(len(records), 'record')} ({texts:.1f} captions each) into "
+        f"{plural(shards, 'shard')}, about {size(_expected_bytes(records))}"
+    )
+    return f"{line}; {begun} written before, kept where they are whole" if begun else line
+
+
+def _finished(folder: Path) -> Manifest | None:
+    if not (folder / MANIFEST_NAME).is_file():
+        return None
+    try:
+        return load_manifest(folder)
+    except DataError:
+        return None  # to be written again
+
+
+def _sample(records: Sequence[SourceRecord]) -> Sequence[SourceRecord]:
+    """Records spread over all of them."""
+    return [records[i] for i in range(0, len(records), max(len(records) // _SAMPLED, 1))]
+
+
+def _expected_bytes(records: Sequence[SourceRecord]) -> float | None:
+    """Of a split's tars, from the sizes of some of its images; None where there are no files."""
+    sizes = []
+    for record in _sample(records):
+        if isinstance(record.image, FileImage) and record.image.path.is_file():
+            sizes.append(record.image.path.stat().st_size)
+    if not sizes:
+        return None
+    # A member's header is 512 bytes, its content padded to as many; the JSON takes two blocks.
+    return len(records) * (sum(sizes) / len(sizes) + 256 + 3 * 512 + 512)
+
+
+def _planned(config: Config, name: str) -> Outlook | None:
+    """The split as the recipe's `prepare` section would write it; None where it does not."""
+    for entry in config.prepare.values():
+        if not config.data.shards or Path(entry.out) != Path(config.data.shards):
+            continue
+        try:
+            records = load_source(entry).get(name)
+        except (ConfigError, DataError):
+            return None
+        if records is not None:
+            texts = [len(each.captions) for each in _sample(records)]
+            mean = sum(texts) / len(texts) if texts else None
+            line = f"{plural(len(records), 'record')}, would be prepared first from {entry.source}"
+            shards = -(-len(records) // entry.records_per_shard)
+            return Outlook(len(records), shards, mean, line, False)
+    return None
+
+
+def _mean_captions(manifest: Manifest) -> float | None:
+    """Of the first shard that has records, as its index counts them."""
+    number = next((i for i, shard in enumerate(manifest.shards) if shard.records), None)
+    if number is None:
+        return None
+    try:
+        return float(load_index(manifest, number).captions.mean())
+    except DataError:
+        return None
