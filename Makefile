@@ -4,6 +4,7 @@
 #   make quickstart            all three phases, a baseline and the comparison, on data made here
 #   make test                  lint, types and all tests
 #   make test-fast             only the tests that start no processes and take no time
+#   make test-gpu              only the tests that need a GPU: bf16, NCCL, offload
 #   make PYTHON=python3.12 install
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ DEEPSPEED := $(BIN)/deepspeed --log_level error --num_gpus $(PROCESSES)
 # deepspeed starts `python` from PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install quickstart test test-fast lint
+.PHONY: install quickstart test test-fast test-gpu lint
 
 install: $(STAMP)
 
@@ -58,3 +59,6 @@ test: lint
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not dist"
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu

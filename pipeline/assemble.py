@@ -92,6 +92,22 @@ def overlay(
     every rank alike and before anything is written.
     """
     named = dict(module.named_parameters())
+    mine = check_overlay(module, tensors, prefix, placement)
+    for name, exported in mine.items():
+        with placement.writable([named[name]]) as writes:
+            if writes:
+                with torch.no_grad():
+                    named[name].copy_(tensors[exported])
+
+
+def check_overlay(
+    module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, placement: Placement
+) -> dict[str, str]:
+    """The tensors whose names start with `prefix`, by their names in the module.
+
+    Reads shapes alone. Raises CheckpointError as `overlay` does.
+    """
+    named = dict(module.named_parameters())
     mine = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
     for name, exported in mine.items():
         if name not in named:
@@ -105,11 +121,7 @@ def overlay(
                 f"the export's {exported} is {theirs}, the model's is {ours}; use the recipe that "
                 "made the export, or another init_from="
             )
-    for name, exported in mine.items():
-        with placement.writable([named[name]]) as writes:
-            if writes:
-                with torch.no_grad():
-                    named[name].copy_(tensors[exported])
+    return mine
 
 
 def overlay_clip(clip: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -144,12 +144,18 @@ class EvaluateConfig:
     """Captioning of a split and its scores."""
 
     split: str = "test"
+    # null loads the whole model on every rank, which is many times faster; zero3 partitions one
+    # that does not fit (stages below 3 partition nothing that inference has)
+    ds_config: str | None = None
     records: int | None = not_negative(None)  # null = the whole split
     batch: int = positive(32)  # images per rank and generation call
     beams: int = positive(5)
     max_new_tokens: int = positive(40)
     length_penalty: float = 1.0  # 1 = mean log-probability, as the reference
-    metrics: list[str] = field(default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider"])
+    metrics: list[str] = field(
+        default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider", "spice"]
+    )
+    spice_models: str | None = None  # folder of SPICE's jars; null = pycocoevalcap's own, if there
 
 
 @dataclass
@@ -161,9 +167,11 @@ class PrepareConfig:
     images: str = ""  # coco, flickr8k: the image folder
     annotations: list[str] = field(default_factory=list)  # coco: annotation JSON files
     karpathy: str = ""  # coco: dataset_coco.json, whose splits (and sentences) are used
-    split: str = "train"  # coco without karpathy: the split that the annotations become
+    split: str = "train"  # coco without karpathy and lists: what the annotations become
     captions: str = ""  # flickr8k: captions.txt
-    split_lists: str = ""  # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
+    # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
+    # coco with annotations: folder with karpathy_{val,test}_images.txt
+    split_lists: str = ""
     style: str = one_of("general", "general", "target")  # scenes
     wording: str = one_of("style", "style", "both")  # scenes: a record is told in either wording
     counts: dict[str, int] = field(

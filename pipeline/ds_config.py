@@ -49,8 +49,8 @@ _KNOWN = (
 
 def check_ds_config(name: str, phase: PhaseConfig) -> None:
     """Raises ConfigError when the phase's DeepSpeed JSON is missing, broken or contradicts it."""
-    loaded = read_ds_config(name, phase)
-    _check_form(name, phase, loaded)
+    loaded = read_ds_config(name, phase.ds_config)
+    _check_form(f"{name}.ds_config={phase.ds_config}", loaded)
     for key, decider in _DECIDED_BY_RECIPE.items():
         if key not in loaded:
             continue
@@ -63,9 +63,13 @@ def check_ds_config(name: str, phase: PhaseConfig) -> None:
         )
 
 
-def _check_form(name: str, phase: PhaseConfig, loaded: dict[str, Any]) -> None:
+def check_inference_config(name: str, ds_config: str) -> None:
+    """Raises ConfigError when a DeepSpeed JSON for inference is missing, broken or misspelt."""
+    _check_form(f"{name}.ds_config={ds_config}", read_ds_config(name, ds_config))
+
+
+def _check_form(where: str, loaded: dict[str, Any]) -> None:
     """Unknown keys (DeepSpeed would ignore a misspelt one) and a ZeRO stage that is none."""
-    where = f"{name}.ds_config={phase.ds_config}"
     for key in loaded:
         if key not in _KNOWN and key not in _DECIDED_BY_RECIPE:
             close = difflib.get_close_matches(key, _KNOWN, n=1)
@@ -79,15 +83,19 @@ def _check_form(name: str, phase: PhaseConfig, loaded: dict[str, Any]) -> None:
         )
 
 
-def read_ds_config(name: str, phase: PhaseConfig) -> dict[str, Any]:
-    """The phase's DeepSpeed JSON as a dictionary. `name` is the phase, for messages."""
-    path = Path(phase.ds_config)
+def read_ds_config(name: str, ds_config: str) -> dict[str, Any]:
+    """A DeepSpeed JSON as a dictionary.
+
+    name: the recipe's section that names it, for messages. ds_config: a path that ends in .json, or
+    the name of a file of `ds_configs/`.
+    """
+    path = Path(ds_config)
     if path.suffix != ".json":
-        path = FOLDER / f"{phase.ds_config}.json"
+        path = FOLDER / f"{ds_config}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.json")))
         raise ConfigError(
-            f"{name}.ds_config={phase.ds_config}: no such file; use a path ending in .json or one "
+            f"{name}.ds_config={ds_config}: no such file; use a path ending in .json or one "
             f"of {known}"
         )
     try:

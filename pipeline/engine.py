@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +17,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import logger as deepspeed_logger
@@ -27,7 +28,7 @@ from torch import nn
 from pipeline import ds_config as ds
 from pipeline.config import PhaseConfig
 from pipeline.dist import World
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.placement import Placement
 from pipeline.phases import Group
 
@@ -49,6 +50,23 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises ConfigError for a resolved precision that the device cannot train in."""
+    accelerator: Any = get_accelerator()
+    able = {
+        "bf16": accelerator.is_bf16_supported,
+        "fp16": accelerator.is_fp16_supported,
+        "fp32": lambda: True,
+    }
+    if not able[precision]():
+        there = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+        usable = [each for each, can in able.items() if can()]
+        raise ConfigError(
+            f"precision={precision}: {there} does not compute in it; use auto, or one of "
+            f"{', '.join(usable)}"
+        )
 
 
 def layout_of(ds_config: dict[str, Any], precision: str) -> str:
@@ -87,12 +105,28 @@ class ZeroPlacement(Placement):
             yield True if not partitioned else torch.distributed.get_rank() == 0
 
 
-def placement_for(name: str, phase: PhaseConfig, precision: str, world: World) -> Placement:
-    """How the models of a phase come into being: partitioned under ZeRO-3, whole otherwise."""
-    loaded = ds.read_ds_config(name, phase)
+def placement_for(loaded: dict[str, Any], precision: str, world: World) -> Placement:
+    """How models come into being under a DeepSpeed JSON: partitioned in ZeRO-3, else whole."""
     if ds.zero_stage(loaded) < 3:
         return Placement()
     return ZeroPlacement(loaded, precision, world.size)
+
+
+def partition_for_inference(
+    module: nn.Module, loaded: dict[str, Any], precision: str, world: World
+) -> Callable[..., Any]:
+    """The forward pass of a module that was built in ZeRO-3 partitions and never trains.
+
+    Every rank calls it, and submodules of `module`, equally often (dummies included). loaded: the
+    DeepSpeed JSON. Source: DeepSpeed's ZeRO inference, `initialize` without an optimizer.
+    """
+    config = ds.complete(loaded, clip_norm=0.0, precision=precision, ranks=world.size, trained=1)
+    module.requires_grad_(False)
+    _join()
+    with _quiet():
+        engine: Any = deepspeed.initialize(model=module, config=config, dist_init_required=False)[0]
+    forward: Callable[..., Any] = engine.eval()
+    return forward
 
 
 class Engine:
@@ -108,7 +142,7 @@ class Engine:
         precision: str,
         world: World,
     ) -> None:
-        loaded = ds.read_ds_config(name, phase)
+        loaded = ds.read_ds_config(name, phase.ds_config)
         self.world = world
         self.stage = ds.zero_stage(loaded)
         self.groups = tuple(groups)

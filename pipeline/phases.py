@@ -64,9 +64,10 @@ def predecessor(config: Config, name: str) -> str | None:
 def as_baseline(config: Config, records: int) -> Config:
     """The same model with the EIM measures off, for the same number of records seen.
 
-    records: in the training split. Without the measures there is one phase in one segment: the ST
-    and the LLM train together at one learning rate, the encoder stays as it came, plain
-    cross-entropy. It sees as many records as the three phases together.
+    records: in the training split. Without the measures there is one phase in one segment: all that
+    the recipe's segments train (ST and LLM, or the ST alone) trains together at one learning rate,
+    the encoder stays as it came, plain cross-entropy. It sees as many records as the three phases
+    together.
     """
     seen = 0
     for name in PHASES:
@@ -75,12 +76,13 @@ def as_baseline(config: Config, records: int) -> Config:
             per_epoch = math.ceil(records / phase.global_batch)
             steps = sum(each.steps for each in segments(name, phase, per_epoch))
             seen += min(steps * phase.global_batch, round(steps / per_epoch * records))
+    trained = {part for each in config.llm_tune.segments for part in each.train}
+    parts = [part for part in _default_parts("llm_tune") if not trained or part in trained]
     tune = replace(
         config.llm_tune,
         enabled=True,
         init_from=None,
-        segments=[],
-        epochs=seen / records,
+        segments=[SegmentConfig(train=parts, epochs=seen / records)],
         max_steps=None,
         st_lr=None,
         label_smoothing=0.0,

@@ -1,23 +1,43 @@
 """All of a recipe is checked before anything is trained or encoded.
 
-Opens configurations and manifests, never weights. `recipe.validate` has checked the values by
-themselves; here they meet what lies on disk.
+Opens configurations, manifests and headers, never weights. `recipe.validate` has checked the values
+by themselves; here they meet what lies on disk, each other, and the machine.
 """
 
+import os
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint import WEIGHTS, read_export
-from pipeline.config import Config
-from pipeline.errors import ConfigError, DataError
+from pipeline import ds_config as ds
+from pipeline.assemble import check_overlay
+from pipeline.checkpoint import WEIGHTS, ExportTensors, read_export
+from pipeline.config import PHASES, Config, EncoderAdaptConfig, PhaseConfig
+from pipeline.dist import World, from_main
+from pipeline.engine import check_precision, resolve_precision
+from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.evaluation.captions import check_metrics
-from pipeline.models.encoder import check_encoder
+from pipeline.explain.budget import disk_free, disk_needed, existing, phase_disk
+from pipeline.explain.data import outlook
+from pipeline.explain.parts import sketch_language_model
+from pipeline.explain.phase import chain, export_size, plan_phase
+from pipeline.explain.text import size
+from pipeline.models.encoder import check_encoder, sketch_clip
 from pipeline.models.families import family
-from pipeline.models.llm import llm_width, load_llm_config, load_tokenizer
+from pipeline.models.llm import (
+    check_vocabulary,
+    check_weights,
+    llm_width,
+    load_llm_config,
+    load_tokenizer,
+)
+from pipeline.models.placement import Blueprint
 from pipeline.models.st import build_st
-from pipeline.recipe import phase_configs
+from pipeline.phases import encoder_groups
 from pipeline.splits import open_split
+
+Check = Callable[[Config, World, str], None]
 
 
 def check_scores(config: Config) -> None:
@@ -25,23 +45,186 @@ def check_scores(config: Config) -> None:
     check_metrics(config.evaluate.metrics)
 
 
-def check(config: Config) -> None:
-    """Splits, weights and sizes of a recipe; raises ConfigError or DataError in one line."""
-    for key, name in (("train", config.data.train_split), ("val", config.data.val_split)):
+def check(config: Config, world: World, *, until: str) -> None:
+    """Raises the first of `problems`. Every rank calls it."""
+    for error in problems(config, world, until=until):
+        raise error
+
+
+def problems(
+    config: Config, world: World, *, until: str, unmade: Collection[str] = ()
+) -> Iterator[UserError]:
+    """What the user has to mend before stage `until` can run, each as one line with its remedy.
+
+    Args:
+        config: the effective recipe; the configurations of its models must exist.
+        world: the ranks that would run it.
+        until: a phase, or `evaluate`.
+        unmade: of "shards" and "weights", what the recipe will make first: not looked at here.
+    """
+    for needs, each in _CHECKS:
+        if needs.isdisjoint(unmade):
+            try:
+                each(config, world, until)
+            except UserError as error:
+                yield error
+
+
+def _splits(config: Config, world: World, until: str) -> None:
+    """The splits that are read are there, and hold records."""
+    named = {"data.train_split": config.data.train_split, "data.val_split": config.data.val_split}
+    if until == "evaluate":
+        named["evaluate.split"] = config.evaluate.split
+    folder = Path(config.data.shards)
+    for key, name in named.items():
+        there = sorted(each.parent.name for each in folder.glob("*/manifest.json"))
+        if config.data.shards and there and name not in there:
+            raise DataError(
+                f"{key}={name}: {folder} has no such split; there are {', '.join(there)}"
+            )
         if open_split(config, name).manifest.records == 0:
             raise DataError(
-                f"data.{key}_split={name}: {Path(config.data.shards) / name} holds no records; "
-                "prepare it with some, or name another split"
+                f"{key}={name}: {folder / name} holds no records; prepare it with some, or name "
+                "another split"
             )
-    for name, phase in phase_configs(config):
-        if phase.enabled and phase.init_from and read_export(Path(phase.init_from)) is None:
+
+
+def _batches(config: Config, world: World, until: str) -> None:
+    """A global batch is never more than there is: an epoch would be one short step."""
+    records = open_split(config, config.data.train_split).manifest.records
+    for name, phase in _enabled(config):
+        if 0 < records < phase.global_batch:
+            raise ConfigError(
+                f"{name}.global_batch={phase.global_batch}: the split '{config.data.train_split}' "
+                f"holds {records} records, so no batch would be full; set it to {records} or less"
+            )
+
+
+def _encoder(config: Config, world: World, until: str) -> None:
+    """An image tower that open_clip knows, its weights, and the blocks that shall train."""
+    check_encoder(config.encoder)
+    phase = config.encoder_adapt
+    if phase.enabled and (phase.train != "all" or phase.layer_decay != 1.0):
+        if not config.encoder.arch.startswith("hf-hub:"):
+            encoder_groups(sketch_clip(config.encoder).model, phase)
+
+
+def _language_model(config: Config, world: World, until: str) -> None:
+    """A causal language model with its weights and its own tokenizer."""
+    llm = load_llm_config(config.llm)
+    check_weights(config.llm)
+    check_vocabulary(config.llm, llm, load_tokenizer(config.llm))
+
+
+def _sizes(config: Config, world: World, until: str) -> None:
+    """Prefix, text and captions fit the context; the ST fits the language model."""
+    llm = load_llm_config(config.llm)
+    family(config.family).check(config, llm)
+    with torch.device("meta"):
+        build_st(config.st, width=1, llm_width=llm_width(llm))
+
+
+def _exports(config: Config, world: World, until: str) -> None:
+    """What `init_from` names is an export whose tensors have the shapes of this model."""
+    for name, phase in _enabled(config):
+        if phase.init_from is None:
+            continue
+        if read_export(Path(phase.init_from)) is None:
             raise ConfigError(
                 f"{name}.init_from={phase.init_from} is not a finished export (a folder with "
                 f"export.json and {WEIGHTS}); name another"
             )
-    check_encoder(config.encoder)
-    llm = load_llm_config(config.llm)
-    load_tokenizer(config.llm)
-    family(config.family).check(config, llm)
-    with torch.device("meta"):
-        build_st(config.st, width=1, llm_width=llm_width(llm))
+        tensors = ExportTensors(Path(phase.init_from))
+        if isinstance(phase, EncoderAdaptConfig):
+            clip = sketch_clip(config.encoder).model
+            modules = {"encoder": clip, "text": clip}
+        else:
+            encoder, model = sketch_language_model(config, precision="fp32")
+            modules = {"st": model.st, "llm": model.llm}
+            if encoder is not None:
+                modules["encoder"] = encoder
+        for part, module in modules.items():
+            check_overlay(module, tensors, f"{part}.", Blueprint())
+
+
+def _machine(config: Config, world: World, until: str) -> None:
+    """A precision and an offload that this device can do."""
+    precision = resolve_precision(config.precision, world.device)
+    check_precision(precision, world.device)
+    for name, phase in _enabled(config):
+        zero = ds.read_ds_config(name, phase.ds_config).get("zero_optimization", {})
+        offload = [key for key in ("offload_optimizer", "offload_param") if zero.get(key)]
+        if offload and world.device.type == "cpu" and name == until:
+            raise ConfigError(
+                f"{name}.ds_config={phase.ds_config} moves states from GPUs to host memory "
+                f"({', '.join(offload)}), and there is no GPU here; use zero3"
+            )
+
+
+def _folders(config: Config, world: World, until: str) -> None:
+    """The run's folder can be written."""
+    folder = existing(Path(config.runs))
+    failure = None
+    if world.is_main and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        what = "is no folder" if not folder.is_dir() else "cannot be written to"
+        failure = f"runs={config.runs}: {folder} {what}; name another folder with runs="
+    failure = from_main(failure, world)
+    if failure:
+        raise ConfigError(failure)
+
+
+def _disk(config: Config, world: World, until: str) -> None:
+    """Checkpoints and exports of what is still to be trained fit on the disk."""
+    if until not in PHASES or config.encoder.arch.startswith("hf-hub:"):
+        return
+    precision = resolve_precision(config.precision, world.device)
+    train = outlook(config, config.data.train_split)
+    plans = [plan_phase(config, name, train, precision) for name in chain(config, until)]
+    todo = [plan for plan in plans if config.make_missing or plan.name == until]
+    needed = 0.0
+    for plan in todo:
+        if (Path(config.runs) / config.name / plan.name / "export").is_dir():
+            continue
+        counts = [each.parameters for each in plan.counts]
+        one = phase_disk(plan.phase, counts, plan.name, precision, world.size)
+        upto = plans[: plans.index(plan) + 1]
+        needed += disk_needed(plan.phase, one, export_size(upto))
+    failure = None
+    if world.is_main and needed > (free := disk_free(config)):
+        phase = todo[-1].phase
+        failure = (
+            f"{until}.keep_checkpoints={phase.keep_checkpoints}: checkpoints and export take up to "
+            f"{size(needed)}, but {existing(Path(config.runs))} has {size(free)} free; free some, "
+            f"keep fewer checkpoints, or name another disk with runs="
+        )
+    failure = from_main(failure, world)
+    if failure:
+        raise ConfigError(failure)
+
+
+def _scores(config: Config, world: World, until: str) -> None:
+    """The scores can be computed here."""
+    if until == "evaluate":
+        check_scores(config)
+
+
+def _enabled(config: Config) -> Iterator[tuple[str, PhaseConfig]]:
+    for name in PHASES:
+        phase: PhaseConfig = getattr(config, name)
+        if phase.enabled:
+            yield name, phase
+
+
+# In the order in which a user would want to hear of them; what each cannot do without.
+_CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
+    (frozenset(), _machine),
+    (frozenset(), _folders),
+    (frozenset(), _scores),
+    (frozenset({"shards"}), _splits),
+    (frozenset({"shards"}), _batches),
+    (frozenset({"weights"}), _encoder),
+    (frozenset({"weights"}), _language_model),
+    (frozenset(), _sizes),
+    (frozenset(), _exports),
+    (frozenset(), _disk),
+)

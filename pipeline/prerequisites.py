@@ -44,16 +44,16 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
         check_scores(config)
     if not config.make_missing:
         if until != "pretrain":
-            check(effective(config))
+            check(effective(config), world, until=until)
         return True
-    if from_main(_shards_missing(config), world):
+    if from_main(shards_missing(config), world):
         make_shards(config, world)
     if until == "pretrain":
         return True
     if config.pretrain.out and not pretrain(config, world):
         return False
     chosen = effective(config)
-    check(chosen)
+    check(chosen, world, until=until)
     for name in PHASES:
         if name == until:
             return True
@@ -62,7 +62,7 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
     return True
 
 
-def _shards_missing(config: Config) -> bool:
+def shards_missing(config: Config) -> bool:
     """True when a split that the recipe reads is not there, or was not written to its end."""
     shards = [(config.data.shards, config.data.test_split)]
     for name in (config.data.train_split, config.data.val_split):

@@ -25,7 +25,7 @@ from pipeline.config import (
     PhaseConfig,
     PrepareConfig,
 )
-from pipeline.ds_config import check_ds_config
+from pipeline.ds_config import check_ds_config, check_inference_config
 from pipeline.errors import ConfigError
 
 HOME = Path(__file__).resolve().parents[1]
@@ -90,6 +90,8 @@ def validate(config: Config) -> None:
         raise ConfigError(f"name={config.name!r} must be one folder name; set runs= for its place")
     for name, phase in phase_configs(config):
         _check_phase(name, phase)
+    if config.evaluate.ds_config is not None:
+        check_inference_config("evaluate", config.evaluate.ds_config)
 
 
 def phase_configs(config: Config) -> Iterator[tuple[str, PhaseConfig]]:

@@ -18,6 +18,7 @@ from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConf
 from pipeline.data.loader import StepDataset, batches
 from pipeline.data.plan import Plan, items_in_order
 from pipeline.dist import World
+from pipeline.ds_config import read_ds_config
 from pipeline.engine import Engine, dtype_of, placement_for
 from pipeline.models.encoder import load_clip
 from pipeline.models.families import family
@@ -122,7 +123,7 @@ def _language(
         start,
         {"train": train, "val": val},
         dtype=dtype,
-        placement=placement_for(name, phase, precision, world),
+        placement=placement_for(read_ds_config(name, phase.ds_config), precision, world),
         world=world,
     )
     smoothing = phase.label_smoothing if isinstance(phase, LLMTuneConfig) else 0.0

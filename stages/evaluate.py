@@ -7,7 +7,8 @@ Leaves: predictions.jsonl, metrics.json and samples.png in runs/<name>/evaluate/
 
 from pipeline.config import Config
 from pipeline.dist import World
-from pipeline.evaluation.runner import evaluate, output_folder
+from pipeline.evaluation.results import output_folder
+from pipeline.evaluation.runner import evaluate
 from pipeline.explain.stages import explain_evaluate
 from pipeline.prerequisites import ensure
 from pipeline.run import effective

@@ -19,7 +19,12 @@ PIPELINE = REPOSITORY / "pipeline"
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors",),
     1: ("config", "ds_config", "recipe", "dist"),
-    2: ("evaluation.captions", "evaluation.java", "evaluation.retrieval"),  # pure scores
+    2: (  # pure scores
+        "evaluation.captions",
+        "evaluation.java",
+        "evaluation.retrieval",
+        "evaluation.spice",
+    ),
     3: ("data", "models"),
     4: ("losses", "phases"),
     5: ("engine", "checkpoint", "memory"),
@@ -28,12 +33,14 @@ LAYERS: dict[int, tuple[str, ...]] = {
     8: ("evaluation", "chat"),
     9: (
         "setup",
+        "explain",
         "segment",
         "pretrain",
         "run",
         "preflight",
         "prerequisites",
         "stage",
+        "evaluation.results",
         "evaluation.runner",
     ),
 }
@@ -44,6 +51,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "evaluation.captions": ("errors", "config", *_SCORES),
     "evaluation.java": ("errors", "config", *_SCORES),
     "evaluation.retrieval": ("errors", "config", *_SCORES),
+    "evaluation.spice": ("errors", "config", *_SCORES),
 }
 
 # Neighbours of one layer that know nothing of each other.

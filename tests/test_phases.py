@@ -76,6 +76,15 @@ def test_the_baseline_sees_as_many_records_with_the_measures_off(records: int) -
     assert (base.name, base.baseline) == ("run-baseline", False)
 
 
+def test_the_baseline_of_a_frozen_llm_leaves_it_frozen() -> None:
+    config = Config(name="run", baseline=True)
+    config.llm_tune.segments = [SegmentConfig(["st"], 1), SegmentConfig(["st"], 2)]
+    base = as_baseline(config, 640)
+    (only,) = segments("llm_tune", base.llm_tune, 10)
+    assert only.train == ("st",)
+    assert only.steps == 50  # one epoch of each of the first two phases, three of this one
+
+
 def test_the_baseline_counts_what_max_steps_leaves() -> None:
     config = Config(name="run", baseline=True)
     config.st_align.enabled = False

@@ -18,6 +18,7 @@ from pipeline.data.files import atomic_file, make_folder, sha256_of
 from pipeline.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from pipeline.data.shards import write_split
 from pipeline.data.sources import SourceRecord, load_source
+from pipeline.data.sources.coco import coco_list_files
 from pipeline.data.sources.flickr8k import split_list_files
 from pipeline.errors import ConfigError, DataError
 
@@ -130,7 +131,8 @@ def _input_files(cfg: PrepareConfig) -> list[Path]:
     """The files with captions and splits, which are hashed; images are not."""
     if cfg.source == "coco":
         names = [cfg.karpathy] if cfg.karpathy else list(cfg.annotations)
-        return [Path(name).expanduser() for name in names]
+        lists = coco_list_files(Path(cfg.split_lists).expanduser()) if cfg.split_lists else {}
+        return [*(Path(name).expanduser() for name in names), *lists.values()]
     if cfg.source == "flickr8k":
         lists = split_list_files(Path(cfg.split_lists).expanduser())
         return [Path(cfg.captions).expanduser(), *lists.values()]

@@ -1,16 +1,18 @@
-"""Caption scores: BLEU, METEOR, ROUGE-L and CIDEr through pycocoevalcap, and a quick CIDEr.
+"""Caption scores: BLEU, METEOR, ROUGE-L, CIDEr and SPICE through pycocoevalcap, and a quick CIDEr.
 
-A pure function of predictions and references. Does not assume a GPU, a network, a run directory or
-a writable package folder, and prints nothing. SPICE is not offered: it needs models that must be
-downloaded by hand. All but the quick CIDEr need Java for their tokenizer.
+Pure functions of predictions and references. Does not assume a GPU, a network, a run directory or
+a writable package folder, and prints nothing. SPICE stands apart because it needs models that few
+have (`spice.py`). All but the quick CIDEr need Java for their tokenizer.
 """
 
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.java import JAVA_METRICS, Id, Meteor, ptb_tokenize, require_java
+from pipeline.evaluation.spice import spice
 
 __all__ = [
     "METRICS",
@@ -20,6 +22,7 @@ __all__ = [
     "score",
     "score_each",
     "simple_tokenize",
+    "spice_score",
 ]
 
 METRICS = (*JAVA_METRICS, "quick_cider")
@@ -62,7 +65,8 @@ def score(
         predictions: one caption for each image id; may be empty (it scores what an empty caption
             scores, mostly 0).
         references: one or more captions for each of the same ids.
-        metrics: which scores, of `METRICS`; none gives an empty result.
+        metrics: which scores, of `METRICS`; none gives an empty result. SPICE is left to
+            `spice_score`.
 
     Returns:
         Bleu_1 to Bleu_4, METEOR, ROUGE_L and CIDEr as asked for, named as in pycocoevalcap, and
@@ -77,7 +81,7 @@ def score(
     check_metrics(metrics)
     _check_pairs(predictions, references)
     scores: dict[str, float] = {}
-    if any(metric in JAVA_METRICS for metric in metrics):
+    if any(metric in JAVA_METRICS and metric != "spice" for metric in metrics):
         tokenised = _tokenise(predictions, references, ptb_tokenize)
         if "bleu" in metrics:
             scores |= _bleu(*tokenised)
@@ -91,6 +95,23 @@ def score(
     if "quick_cider" in metrics:
         scores["CIDEr_quick"] = quick_cider(predictions, references)
     return scores
+
+
+def spice_score(
+    predictions: Mapping[Id, str], references: Mapping[Id, Sequence[str]], models: Path
+) -> float:
+    """SPICE, 0 to 1.
+
+    Args:
+        predictions, references: as in `score`.
+        models: the folder that `spice.spice_models` found.
+
+    Raises:
+        ConfigError: Java is missing, or its tokenizer failed.
+        DataError: the ids differ, an image has no reference, or SPICE itself failed.
+    """
+    _check_pairs(predictions, references)
+    return spice(*_tokenise(predictions, references, ptb_tokenize), models)
 
 
 def score_each(

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 
 Id = TypeVar("Id")
 
-JAVA_METRICS = ("bleu", "meteor", "rouge_l", "cider")
+JAVA_METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
 
 
 def require_java(metrics: Sequence[str] = JAVA_METRICS) -> None:
@@ -58,7 +58,7 @@ def ptb_tokenize(lines: Sequence[str]) -> list[str]:
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR
 
     require_java()
-    jar = _package_folder("tokenizer") / STANFORD_CORENLP_3_4_1_JAR
+    jar = package_folder("tokenizer") / STANFORD_CORENLP_3_4_1_JAR
     command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     # One caption must stay one line; the tokenizer would break lines at \r and others, too.
@@ -86,7 +86,7 @@ class Meteor:
             ConfigError: Java is missing.
         """
         require_java(["meteor"])
-        folder = _package_folder("meteor")
+        folder = package_folder("meteor")
         command = [
             "java",
             "-Xmx2G",
@@ -164,7 +164,7 @@ class Meteor:
         return _java_failed("METEOR", self._messages.read())
 
 
-def _package_folder(part: str) -> Path:
+def package_folder(part: str) -> Path:
     """Where pycocoevalcap keeps the jars of one of its parts (it has no `__file__` of its own)."""
     spec = find_spec(f"pycocoevalcap.{part}")
     assert spec is not None and spec.submodule_search_locations

@@ -1,36 +1,32 @@
 """Captions a split with a finished model and scores it: all ranks share the work.
 
-Loads the export without DeepSpeed, so that generation is not slowed by gathering parameters. Writes
-`predictions.jsonl` (one record of COCO's results format a line) and `metrics.json`.
+Loads the export without DeepSpeed, so that generation is not slowed by gathering parameters, unless
+`evaluate.ds_config` asks for partitions. What is left on disk stands in `results.py`.
 """
 
-import json
 import logging
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline import checkpoint as ckpt
 from pipeline.assemble import CaptionModel, build_caption_model, overlay_clip
-from pipeline.callbacks.probes import References
-from pipeline.callbacks.samples import sheet
 from pipeline.captioning import caption_batches
 from pipeline.config import PHASES, Config
 from pipeline.data.collate import Batch
 from pipeline.data.loader import StepDataset, batches, read_all
-from pipeline.data.plan import Plan, items_in_order
+from pipeline.data.plan import Plan
 from pipeline.dist import World, from_main, gather_json
-from pipeline.engine import dtype_of, resolve_precision
-from pipeline.errors import CheckpointError, ConfigError, DataError
-from pipeline.evaluation.captions import check_metrics, score
+from pipeline.ds_config import read_ds_config, zero_stage
+from pipeline.engine import dtype_of, partition_for_inference, placement_for, resolve_precision
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.evaluation.captions import check_metrics
+from pipeline.evaluation.results import announce_spice, write_results
 from pipeline.evaluation.retrieval import recall_at_k
 from pipeline.models.encoder import load_clip
-from pipeline.models.placement import Placement
 from pipeline.objectives import ContrastiveTask, LanguageTask
 from pipeline.run import export_folder, fingerprint_of_phase
 from pipeline.splits import Split, caption_dataset, open_split, pair_dataset, share_of
@@ -46,9 +42,14 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     """
     settings = config.evaluate
     check_metrics(settings.metrics)
+    announce_spice(settings)
     export = _export_of_last_phase(config, world)
     split = open_split(config, settings.split)
-    dtype = dtype_of(resolve_precision(config.precision, world.device))
+    precision = resolve_precision(config.precision, world.device)
+    dtype = dtype_of(precision)
+    chosen = settings.ds_config
+    loaded = {} if chosen is None else read_ds_config("evaluate", chosen)
+    partitioned = zero_stage(loaded) == 3
     log.info("evaluate      %s on %s (%d records)", export, settings.split, split.manifest.records)
     began = time.perf_counter()
     built = build_caption_model(
@@ -56,24 +57,27 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
         ckpt.ExportTensors(export),
         {settings.split: split},
         dtype=dtype,
-        placement=Placement(),
+        placement=placement_for(loaded, precision, world),
         world=world,
     )
-    built.model.to(world.device).eval()
+    task = LanguageTask(built.model).eval()
+    if partitioned:
+        forward = partition_for_inference(task, loaded, precision, world)
+    else:
+        forward = task.to(world.device)
     plan = split.in_order(settings.batch * world.size, settings.records)
-    loss = _loss(config, built, split, plan, dtype, world)
-    predictions = _captions(config, built, split, plan, dtype, world)
+    rows = _dataset(config, built, split, plan, world, "all")
+    batched = batches(rows, workers=config.data.workers)
+    loss = language_metrics(forward, batched, world, dtype)["loss"]
+    prompts = _dataset(config, built, split, plan, world, "none")
+    predictions = _captions(config, built, prompts, dtype, world, synced=partitioned)
     recall = _retrieval(config, split, export, dtype, world)
     result: dict[str, Any] = {}
     if world.is_main:
-        result = _write(config, split, plan, predictions, loss, recall, export)
+        measured = {"export": str(export), "loss": loss, "retrieval": recall}
+        result = write_results(config, split, plan, predictions, measured)
         log.info("evaluate      took %.0f s", time.perf_counter() - began)
     return dict(from_main(result, world))
-
-
-def output_folder(config: Config) -> Path:
-    """Where an evaluation of the recipe's split goes."""
-    return Path(config.runs, config.name, "evaluate", config.evaluate.split)
 
 
 def _export_of_last_phase(config: Config, world: World) -> Path:
@@ -113,24 +117,20 @@ def _dataset(
     )
 
 
-def _loss(
-    config: Config, built: CaptionModel, split: Split, plan: Plan, dtype: torch.dtype, world: World
-) -> float:
-    dataset = _dataset(config, built, split, plan, world, "all")
-    task = LanguageTask(built.model).eval()
-    rows = batches(dataset, workers=config.data.workers)
-    return language_metrics(task, rows, world, dtype)["loss"]
-
-
 def _captions(
-    config: Config, built: CaptionModel, split: Split, plan: Plan, dtype: torch.dtype, world: World
+    config: Config,
+    built: CaptionModel,
+    prompts: StepDataset,
+    dtype: torch.dtype,
+    world: World,
+    *,
+    synced: bool,
 ) -> dict[str, str]:
-    dataset = _dataset(config, built, split, plan, world, "none")
-    steps = plan.steps_per_epoch
+    steps = prompts.plan.steps_per_epoch
     began = time.perf_counter()
 
     def watched() -> Iterator[Batch]:
-        for done, loaded in enumerate(read_all(dataset, workers=config.data.workers), start=1):
+        for done, loaded in enumerate(read_all(prompts, workers=config.data.workers), start=1):
             yield from loaded.batches
             left = (time.perf_counter() - began) / done * (steps - done)
             log.info("evaluate      captions %d/%d  eta %.0f s", done, steps, left)
@@ -142,6 +142,7 @@ def _captions(
         config.evaluate,
         device=world.device,
         dtype=dtype,
+        synced=synced,
     )
     return {key: text for each in gather_json(local, world) for key, text in each.items()}
 
@@ -162,48 +163,3 @@ def _retrieval(
     loaded = batches(pairs, workers=config.data.workers)
     image, text, text_image, _ = retrieval_features(task, loaded, world, dtype)
     return recall_at_k(image, text, text_image)
-
-
-def _write(
-    config: Config,
-    split: Split,
-    plan: Plan,
-    predictions: dict[str, str],
-    loss: float,
-    recall: dict[str, float],
-    export: Path,
-) -> dict[str, Any]:
-    items = items_in_order(plan)
-    reader = split.reader
-    references = References(reader, items)
-    truth = references.captions()
-    scored = {key: text for key, text in predictions.items() if key in truth}
-    if not scored:
-        raise DataError(
-            f"no record of {split.manifest.folder} could be captioned; check its images"
-        )
-    scores = score(scored, {key: truth[key] for key in scored}, config.evaluate.metrics)
-    folder = output_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".predictions.tmp").open("w", encoding="utf-8") as file:
-        for shard, record in items:
-            key = reader.keys(np.array([[shard, record]]))[0]
-            if key in scored:
-                image_id = reader.read(shard, record).data.get("image_id", key)
-                line = {"image_id": image_id, "caption": scored[key], "key": key}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    (folder / ".predictions.tmp").replace(folder / "predictions.jsonl")
-    sheet(references.examples(scored, 20)).save(folder / "samples.png")
-    result = {
-        "split": config.evaluate.split,
-        "records": len(scored),
-        "records_skipped": len(items) - len(scored),
-        "export": str(export),
-        "beams": config.evaluate.beams,
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "scores": scores,
-        "retrieval": recall,
-    }
-    ckpt.write_json(folder / "metrics.json", result)
-    return result

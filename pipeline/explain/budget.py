@@ -97,10 +97,10 @@ def zero_advice(
     SOURCE of the observation: ZeRO-3 communicates half as much again as data parallelism (Rajbhandari
     et al., ZeRO, 2020, section 7), and a frozen model needs nothing but its weights.
     """
-    loaded = ds.read_ds_config(name, phase)
+    loaded = ds.read_ds_config(name, phase.ds_config)
     if ds.zero_stage(loaded) != 3:
         return None
-    whole = ds.read_ds_config(name, type(phase)(ds_config="zero2"))
+    whole = ds.read_ds_config(name, "zero2")
     second = need(counted, whole, precision=precision, ranks=world.size)
     third = need(counted, loaded, precision=precision, ranks=world.size)
     there, _ = device_memory(world)
@@ -118,7 +118,7 @@ def phase_disk(
     phase: PhaseConfig, parameters: Sequence[Parameters], name: str, precision: str, ranks: int
 ) -> float:
     """Bytes of one checkpoint, in the segment where most trains."""
-    loaded = ds.read_ds_config(name, phase)
+    loaded = ds.read_ds_config(name, phase.ds_config)
     trained = max((each.trained for each in parameters), default=0)
     return checkpoint_bytes(trained, loaded, precision=precision, ranks=ranks)
 

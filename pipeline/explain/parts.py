@@ -21,6 +21,7 @@ from pipeline.explain.activations import language_activations, pair_activations
 from pipeline.memory import Parameters, persistence_threshold
 from pipeline.models.encoder import LOCAL_DIR, ImageEncoder, depth_groups, sketch_clip
 from pipeline.models.families import family
+from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import Blueprint
 from pipeline.models.scratch import CLIP_CONFIG, write_configs
 from pipeline.phases import Group, Segment, encoder_groups, part_groups
@@ -65,6 +66,34 @@ def census(
     if isinstance(phase, EncoderAdaptConfig):
         return _contrastive(config, name, phase, precision=precision, captions=captions)
     return _language(config, name, phase, segment, precision=precision, captions=captions)
+
+
+def sketch_language_model(
+    config: Config, *, precision: str
+) -> tuple[ImageEncoder | None, MultimodalLM]:
+    """A recipe's frozen image tower, and its model as it trains, on the meta device.
+
+    The model holds the tower only where features are not cached. Raises ConfigError where a
+    configuration is missing, or the sizes do not fit together.
+    """
+    chosen = family(config.family)
+    encoder = None
+    if chosen.SEES_IMAGES:
+        sketch = sketch_clip(config.encoder)
+        visual = sketch.model.visual
+        assert isinstance(visual, nn.Module)
+        encoder = ImageEncoder(visual, sketch.width, config.encoder.normalize)
+        encoder.requires_grad_(False)
+    cached = encoder is None or config.data.cache_features
+    model = chosen.build(
+        config,
+        dtype=dtype_of(precision),
+        placement=Blueprint(),
+        with_encoder=not cached,
+        feature_width=None if encoder is None else encoder.width,
+        encoder=None if cached else encoder,
+    )
+    return encoder, model
 
 
 @contextmanager
@@ -123,7 +152,7 @@ def _contrastive(
     return Census(
         {"encoder": tower, "text": rest},
         _rates(groups),
-        _parameters(clip, ds.read_ds_config(name, phase)),
+        _parameters(clip, ds.read_ds_config(name, phase.ds_config)),
         activations,
         None,
     )
@@ -139,24 +168,10 @@ def _language(
     captions: float,
 ) -> Census:
     chosen = family(config.family)
+    encoder, model = sketch_language_model(config, precision=precision)
     parts: dict[str, Part] = {}
-    encoder = None
-    if chosen.SEES_IMAGES:
-        sketch = sketch_clip(config.encoder)
-        visual = sketch.model.visual
-        assert isinstance(visual, nn.Module)
-        encoder = ImageEncoder(visual, sketch.width, config.encoder.normalize)
-        encoder.requires_grad_(False)
+    if encoder is not None:
         parts["encoder"] = replace(_count(encoder), held=not config.data.cache_features)
-    cached = encoder is None or config.data.cache_features
-    model = chosen.build(
-        config,
-        dtype=dtype_of(precision),
-        placement=Blueprint(),
-        with_encoder=not cached,
-        feature_width=None if encoder is None else encoder.width,
-        encoder=None if cached else encoder,
-    )
     modules = chosen.parts(model)
     groups = part_groups(modules, segment, phase)
     parts |= {part: _count(module) for part, module in modules.items()}
@@ -174,7 +189,7 @@ def _language(
         )
     except (RuntimeError, TypeError, ValueError, IndexError):
         activations = logits = None  # not every model runs on the meta device
-    parameters = _parameters(model, ds.read_ds_config(name, phase))
+    parameters = _parameters(model, ds.read_ds_config(name, phase.ds_config))
     return Census(parts, _rates(groups), parameters, activations, logits)
 
 

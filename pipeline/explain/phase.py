@@ -81,7 +81,7 @@ def phase_text(
     if not plan.counts:
         rows = [(UNKNOWN, f"parameters, memory and disk: {plan.problem}")]
         return "\n\n".join([*sections, section("Not known yet", rows)])
-    loaded = ds.read_ds_config(plan.name, plan.phase)
+    loaded = ds.read_ds_config(plan.name, plan.phase.ds_config)
     needs = [
         budget.need(each, loaded, precision=precision, ranks=world.size) for each in plan.counts
     ]

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline.config import PHASES, Config
 from pipeline.dist import World
 from pipeline.engine import resolve_precision
-from pipeline.evaluation.runner import output_folder
+from pipeline.evaluation.results import output_folder
 from pipeline.explain.data import Outlook, describe_preparation, outlook
 from pipeline.explain.parts import with_sketches
 from pipeline.explain.phase import (
@@ -29,6 +29,7 @@ from pipeline.explain.standing import REFUSED, Standing, standing
 from pipeline.explain.text import UNKNOWN, count, plural, section, size
 from pipeline.phases import as_baseline
 from pipeline.preflight import problems
+from pipeline.prerequisites import shards_missing
 from pipeline.pretrain import recipes_of_pretraining
 from pipeline.run import export_folder
 
@@ -47,7 +48,7 @@ def explain_phase(config: Config, world: World, name: str) -> str:
         parts = [
             _heading(f"stages/{name}.py", config, world, precision),
             _way(config, found, train),
-            _not_ready(config, world, name),
+            _not_ready(sketched, _unmade(config), world, name),
             parameter_table(plans) if any(plan.counts for plan in plans) else "",
             phase_text(sketched, plans[-1], plans, train, world, precision),
             resolved_recipe(config),
@@ -67,7 +68,7 @@ def explain_evaluate(config: Config, world: World) -> str:
         parts = [
             _heading("stages/evaluate.py", config, world, precision),
             _way(config, _standings(config, plans, precision, world), train),
-            _not_ready(config, world, "evaluate"),
+            _not_ready(sketched, _unmade(config), world, "evaluate"),
             parameter_table(plans) if any(plan.counts for plan in plans) else "",
             section("evaluate", _evaluation(config, world, plans)),
             resolved_recipe(config),
@@ -197,9 +198,20 @@ def _weights(config: Config) -> list[tuple[str, str]]:
     return rows
 
 
-def _not_ready(config: Config, world: World, until: str) -> str:
+def _unmade(config: Config) -> set[str]:
+    """What the recipe will make before anything else, as `preflight.problems` calls it."""
+    if not config.make_missing:
+        return set()
+    out = Path(config.pretrain.out)
+    weights = config.pretrain.out and not all((out / each).is_dir() for each in ("clip", "llm"))
+    names = {"weights": bool(weights), "shards": shards_missing(config)}
+    return {name for name, missing in names.items() if missing}
+
+
+def _not_ready(config: Config, unmade: set[str], world: World, until: str) -> str:
     """What the stage would refuse, every fault once; empty where there is none."""
-    found = list(dict.fromkeys(str(each) for each in problems(config, world, until=until)))
+    faults = problems(config, world, until=until, unmade=unmade)
+    found = list(dict.fromkeys(str(each) for each in faults))
     if not found:
         return ""
     rows = [(f"{number}.", text) for number, text in enumerate(found, start=1)]

@@ -77,7 +77,7 @@ def _standing(
     if source is None:
         return Standing(STARTS, origin)
     if source.name.startswith("step-"):
-        layout = layout_of(ds.read_ds_config(name, phase), precision)
+        layout = layout_of(ds.read_ds_config(name, phase.ds_config), precision)
         ckpt.check_checkpoint(source, fingerprint, ranks, layout)
     return Standing(RESUMES, f"at step {step:,} from {source}")
 

@@ -142,6 +142,27 @@ def load_tokenizer(cfg: LLMConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def check_weights(cfg: LLMConfig) -> None:
+    """Raises ConfigError where a folder lacks the weights; names on the hub are not looked up."""
+    if Path(cfg.path).is_dir():
+        weight_files(cfg.path, lambda name: _locate(cfg.path, name))
+
+
+def check_vocabulary(
+    cfg: LLMConfig, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raises ConfigError where the tokenizer has tokens that the model has no embedding for."""
+    rows = int(config.get_text_config().vocab_size)
+    eos = int(tokenizer.eos_token_id)
+    if len(tokenizer) > rows or eos >= rows:
+        which = f"EOS is token {eos}" if eos >= rows else f"it has {len(tokenizer)} tokens"
+        raise ConfigError(
+            f"llm.path: the tokenizer of {cfg.path} does not belong to the model: {which}, the "
+            f"model embeds {rows}; put the model's own tokenizer files there, or resize its "
+            "embeddings"
+        )
+
+
 def context_length(config: PretrainedConfig) -> int | None:
     """The longest sequence of the model in embeddings; None where its config does not say."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -109,6 +109,58 @@ def test_karpathy_splits(tmp_path):
     assert nested["val"][0].image()[1] == "jpg"
 
 
+def test_karpathy_lists_split_annotations_by_image_id(coco, tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "karpathy_val_images.txt").write_text("val2014/COCO_val2014_000000000003.jpg 3\n")
+    (lists / "karpathy_test_images.txt").write_text("val2014/COCO_val2014_000000000001.jpg 1\n\n")
+    cfg = replace(coco, split_lists=str(lists))
+    ids = {split: [r.image_id for r in records] for split, records in load_source(cfg).items()}
+    assert ids == {"train": [2], "val": [3], "test": [1]}
+    (lists / "karpathy_train_images.txt").write_text("train2014/COCO_train2014_000000000009.jpg 9")
+    assert load_source(cfg)["train"] == []  # image 2 is on no list
+    (lists / "karpathy_test_images.txt").write_text("no number here")
+    with pytest.raises(DataError, match="'no number here' names no image id"):
+        load_source(cfg)
+    (lists / "karpathy_test_images.txt").unlink()
+    with pytest.raises(ConfigError, match=r"karpathy_test_images\.txt': no such file"):
+        load_source(cfg)
+
+
+def test_images_of_2014_are_found_in_their_folders(coco, tmp_path):
+    name = "COCO_val2014_000000000001.jpg"
+    content = {"images": [{"id": 1, "file_name": name}], "annotations": []}
+    cfg = replace(coco, annotations=[put_json(tmp_path / "a2014.json", content)])
+    for images in (tmp_path / "nested/val2014", tmp_path / "flat"):
+        put_images(images, name)
+        folder = images.parent if images.name == "val2014" else images
+        (record,) = load_source(replace(cfg, images=str(folder)))["train"]
+        assert record.image() == (jpeg(), "jpg")
+
+
+@pytest.mark.shared
+def test_the_real_coco_is_split_by_karpathys_ids():
+    folder = require_shared("data", "coco")
+    annotations = folder / "captions_with_images.json"
+    cfg = PrepareConfig(
+        source="coco",
+        images=str(folder / "images"),
+        annotations=[str(annotations)],
+        split_lists=str(folder / "splits"),
+    )
+    splits = load_source(cfg)
+    truth = {i["id"]: i["karpathy"] for i in json.loads(annotations.read_text())["images"]}
+    assert {split: len(records) for split, records in splits.items()} == {
+        "train": 383,
+        "val": 46,
+        "test": 56,
+    }
+    for split in ("val", "test"):
+        assert {truth[r.image_id] for r in splits[split]} == {split}
+    assert not {truth[r.image_id] for r in splits["train"]} & {"val", "test"}
+    assert all(r.image.path.is_file() for records in splits.values() for r in records)
+
+
 def test_flickr8k_in_both_formats(flickr, tmp_path):
     splits = load_source(flickr)
     assert {s: len(rs) for s, rs in splits.items()} == {"train": 2, "val": 1, "test": 1}

@@ -1,8 +1,11 @@
-"""COCO captions: the official annotation files, or Karpathy's splits (`dataset_coco.json`).
+"""COCO captions: the official annotation files, with or without Karpathy's splits.
 
-Image files need not all be there: a missing one is skipped and counted when the shards are written.
+Karpathy's splits come as `dataset_coco.json` or as lists of image ids beside the annotations; ids
+are the same in COCO 2014 and 2017. Image files need not all be there: a missing one is skipped and
+counted when the shards are written.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,9 @@ from pipeline.data.sources.record import FileImage, SourceRecord, make_key
 from pipeline.errors import DataError
 
 _IMAGES = "the folder that holds the COCO images"
+_LIST = "karpathy_{}_images.txt"
+_LISTS = "a folder with karpathy_val_images.txt and karpathy_test_images.txt"
+_NAME_OF_2014 = re.compile(r"COCO_(?P<folder>\w+2014)_\d+")
 
 
 def load_coco(cfg: PrepareConfig) -> dict[str, Sequence[SourceRecord]]:
@@ -20,7 +26,9 @@ def load_coco(cfg: PrepareConfig) -> dict[str, Sequence[SourceRecord]]:
 
     Args:
         cfg: `images`, and either `karpathy` (its splits; restval counts as train) or `annotations`
-            (all files together become `split`; an image in several keeps all its captions).
+            (an image in several files keeps all its captions). These become `split`, or with
+            `split_lists` what Karpathy's lists say: val, test, and all others train (only those
+            of karpathy_train_images.txt where that list is there, too).
 
     Returns:
         Split -> records in the order of the files.
@@ -37,7 +45,8 @@ def load_coco(cfg: PrepareConfig) -> dict[str, Sequence[SourceRecord]]:
         what = "one or more COCO caption files, e.g. [captions_train2014.json]"
         names = cfg.annotations or [""]
         files = [need_file("annotations", name, what) for name in names]
-        splits = {cfg.split: _annotations(files, images)}
+        records = _annotations(files, images)
+        splits = _by_list(cfg.split_lists, records) if cfg.split_lists else {cfg.split: records}
     paths = (r.image.path for rs in splits.values() for r in rs if isinstance(r.image, FileImage))
     need_some("images", cfg.images, paths)
     return splits
@@ -58,12 +67,54 @@ def _annotations(files: Sequence[Path], images: Path) -> list[SourceRecord]:
     return [
         SourceRecord(
             key=f"{image_id:012d}",
-            image=FileImage(images / name),
+            image=FileImage(_folder_of(name, images) / name),
             captions=tuple(captions.get(image_id, ())),
             image_id=image_id,
         )
         for image_id, name in names.items()
     ]
+
+
+def _folder_of(name: str, images: Path) -> Path:
+    """`images`, or the train2014 or val2014 in it that a name of 2014 tells."""
+    match = _NAME_OF_2014.match(name)
+    inner = images / match["folder"] if match else images
+    return inner if inner.is_dir() else images
+
+
+def coco_list_files(folder: Path) -> dict[str, Path]:
+    """The lists of Karpathy's splits in a folder; that of the training split may be missing."""
+    files = {split: folder / _LIST.format(split) for split in ("train", "val", "test")}
+    return {split: path for split, path in files.items() if split != "train" or path.is_file()}
+
+
+def _by_list(lists: str, records: Sequence[SourceRecord]) -> dict[str, Sequence[SourceRecord]]:
+    """Records by Karpathy's lists; what no list names is train, as restval is."""
+    files = coco_list_files(need_folder("split_lists", lists, _LISTS))
+    listed: dict[int, str] = {}
+    for split, path in files.items():
+        for image_id in _read_ids(need_file("split_lists", str(path), _LISTS)):
+            listed[image_id] = split
+    rest = None if "train" in files else "train"
+    splits: dict[str, list[SourceRecord]] = {split: [] for split in ("train", "val", "test")}
+    for record in records:
+        split = listed.get(int(record.image_id), rest)
+        if split is not None:
+            splits[split].append(record)
+    return dict(splits)
+
+
+def _read_ids(path: Path) -> list[int]:
+    """The image ids of a list: the last number of each line, `val2014/COCO_val2014_....jpg 42`."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    numbers = [(line, re.findall(r"\d+", line)) for line in lines if line.strip()]
+    for line, found in numbers:
+        if not found:
+            raise DataError(
+                f"split_lists={path}: the line {line.strip()[:60]!r} names no image id; name "
+                f"{_LISTS}"
+            )
+    return [int(found[-1]) for _, found in numbers]
 
 
 def _karpathy(file: Path, images: Path) -> dict[str, Sequence[SourceRecord]]:

@@ -1,0 +1,112 @@
+"""What an evaluation leaves behind: predictions, a sheet of samples, scores, `metrics.json`.
+
+On rank 0 alone. Predictions are written before anything is scored, so that a score that fails costs
+no captions. Knows files and scores; no model.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import checkpoint as ckpt
+from pipeline.callbacks.probes import References
+from pipeline.callbacks.samples import sheet
+from pipeline.config import Config, EvaluateConfig
+from pipeline.data.plan import Plan, items_in_order
+from pipeline.errors import DataError
+from pipeline.evaluation.captions import score, spice_score
+from pipeline.evaluation.spice import how_to_get_spice, spice_models
+from pipeline.splits import Split
+
+log = logging.getLogger("pipeline")
+
+_SAMPLES = 20
+
+
+def output_folder(config: Config) -> Path:
+    """Where an evaluation of the recipe's split goes."""
+    return Path(config.runs, config.name, "evaluate", config.evaluate.split)
+
+
+def announce_spice(settings: EvaluateConfig) -> None:
+    """Says, before the work begins, that SPICE will be missing and how to get it."""
+    if "spice" in settings.metrics and spice_models(settings.spice_models) is None:
+        log.info("evaluate      %s", how_to_get_spice(settings.spice_models))
+
+
+def write_results(
+    config: Config,
+    split: Split,
+    plan: Plan,
+    predictions: Mapping[str, str],
+    measured: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes everything into `output_folder`; returns what metrics.json holds.
+
+    Args:
+        config: the recipe.
+        split: what was captioned.
+        plan: the order of its records.
+        predictions: record key -> caption.
+        measured: further entries of metrics.json (loss, retrieval, the export).
+
+    Raises:
+        DataError: no record could be captioned.
+    """
+    items = items_in_order(plan)
+    references = References(split.reader, items)
+    truth = references.captions()
+    scored = {key: text for key, text in predictions.items() if key in truth}
+    if not scored:
+        raise DataError(
+            f"no record of {split.manifest.folder} could be captioned; check its images"
+        )
+    folder = output_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_predictions(folder / "predictions.jsonl", split, items, scored)
+    sheet(references.examples(scored, _SAMPLES)).save(folder / "samples.png")
+    result = {
+        "split": config.evaluate.split,
+        "records": len(scored),
+        "records_skipped": len(items) - len(scored),
+        "beams": config.evaluate.beams,
+        **measured,
+        "perplexity": math.exp(min(measured["loss"], 700.0)),
+        "scores": _scores(config.evaluate, scored, {key: truth[key] for key in scored}),
+    }
+    ckpt.write_json(folder / "metrics.json", result)
+    return result
+
+
+def _write_predictions(
+    path: Path, split: Split, items: Sequence[tuple[int, int]], captions: Mapping[str, str]
+) -> None:
+    """One record of COCO's results format a line, in the order of the split."""
+    reader, writing = split.reader, path.with_name(f".{path.name}.tmp")
+    with writing.open("w", encoding="utf-8") as file:
+        for shard, record in items:
+            key = reader.keys(np.array([[shard, record]]))[0]
+            if key in captions:
+                image_id = reader.read(shard, record).data.get("image_id", key)
+                line = {"image_id": image_id, "caption": captions[key], "key": key}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    writing.replace(path)
+
+
+def _scores(
+    settings: EvaluateConfig, captions: Mapping[str, str], truth: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """All scores; SPICE only where it can be had, because it must never cost the others."""
+    scores = score(captions, truth, settings.metrics)
+    models = spice_models(settings.spice_models)
+    if "spice" in settings.metrics and models is not None:
+        try:
+            scores["SPICE"] = spice_score(captions, truth, models)
+        except DataError as error:
+            log.warning("evaluate      %s", error)
+    return scores

@@ -1,0 +1,1 @@
+"""Tests for machines with GPUs: bf16, NCCL, offload. `make test-gpu` runs them alone."""
