@@ -26,12 +26,21 @@ def positive(default: float) -> Any:
     return field(default=default, metadata={"positive": True})
 
 
+def path(default: str | None = "") -> Any:
+    """A file or a folder: `~` and variables of the environment in it are expanded."""
+    return field(default=default, metadata={"path": True})
+
+
 @dataclass
 class EncoderConfig:
     """The image tower, any that open_clip knows."""
 
-    arch: str = "ViT-B-32"  # an open_clip architecture, or local-dir:FOLDER in open_clip's format
-    pretrained: str | None = "openai"  # a tag of open_clip, a local file, or null (random weights)
+    arch: str = path(
+        "ViT-B-32"
+    )  # an open_clip architecture, or local-dir:FOLDER in open_clip's format
+    pretrained: str | None = path(
+        "openai"
+    )  # a tag of open_clip, a local file, or null (random weights)
     normalize: bool = False  # L2-normalise the features (the reference's --normalize_prefix)
 
 
@@ -51,7 +60,7 @@ class STConfig:
 class LLMConfig:
     """The language model, any causal LM of transformers."""
 
-    path: str = "gpt2"  # a local folder, or a name on the hub
+    path: str = path("gpt2")  # a local folder, or a name on the hub
     dropout: float | None = not_negative(None)  # null keeps what the model's own config says
 
 
@@ -59,7 +68,7 @@ class LLMConfig:
 class DataConfig:
     """Where the records are and how they are read."""
 
-    shards: str = ""  # folder with one sub-folder of shards for each split
+    shards: str = path()  # folder with one sub-folder of shards for each split
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"
@@ -78,8 +87,8 @@ class PhaseConfig:
     """What every phase has."""
 
     enabled: bool = True
-    ds_config: str = "zero3"  # a file of ds_configs/ without its ending, or a path
-    init_from: str | None = None  # an export to start from instead of the predecessor's
+    ds_config: str = path("zero3")  # a file of ds_configs/ without its ending, or a path
+    init_from: str | None = path(None)  # an export to start from instead of the predecessor's
     captions: str = one_of("all", "all", "one")  # of a record: all of them, or one drawn per epoch
     global_batch: int = positive(64)  # records per optimizer step, on any number of ranks
     micro_batch: int = positive(16)  # records per rank and forward pass; changes speed, not results
@@ -146,7 +155,7 @@ class EvaluateConfig:
     split: str = "test"
     # null loads the whole model on every rank, which is many times faster; zero3 partitions one
     # that does not fit (stages below 3 partition nothing that inference has)
-    ds_config: str | None = None
+    ds_config: str | None = path(None)
     records: int | None = not_negative(None)  # null = the whole split
     batch: int = positive(32)  # images per rank and generation call
     beams: int = positive(5)
@@ -155,7 +164,9 @@ class EvaluateConfig:
     metrics: list[str] = field(
         default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider", "spice"]
     )
-    spice_models: str | None = None  # folder of SPICE's jars; null = pycocoevalcap's own, if there
+    spice_models: str | None = path(
+        None
+    )  # folder of SPICE's jars; null = pycocoevalcap's own, if there
 
 
 @dataclass
@@ -163,15 +174,17 @@ class PrepareConfig:
     """One raw data set to be written as shards."""
 
     source: str = ""  # coco, flickr8k or scenes
-    out: str = ""  # folder; each split becomes a sub-folder
-    images: str = ""  # coco, flickr8k: the image folder
-    annotations: list[str] = field(default_factory=list)  # coco: annotation JSON files
-    karpathy: str = ""  # coco: dataset_coco.json, whose splits (and sentences) are used
+    out: str = path()  # folder; each split becomes a sub-folder
+    images: str = path()  # coco, flickr8k: the image folder
+    annotations: list[str] = field(
+        default_factory=list, metadata={"path": True}
+    )  # coco: annotation JSON files
+    karpathy: str = path()  # coco: dataset_coco.json, whose splits (and sentences) are used
     split: str = "train"  # coco without karpathy and lists: what the annotations become
-    captions: str = ""  # flickr8k: captions.txt
+    captions: str = path()  # flickr8k: captions.txt
     # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
     # coco with annotations: folder with karpathy_{val,test}_images.txt
-    split_lists: str = ""
+    split_lists: str = path()
     style: str = one_of("general", "general", "target")  # scenes
     wording: str = one_of("style", "style", "both")  # scenes: a record is told in either wording
     counts: dict[str, int] = field(
@@ -205,8 +218,8 @@ class ScratchConfig:
 class PretrainConfig:
     """A small CLIP and a small LM from scratch, on `shards`."""
 
-    out: str = ""  # folder: clip/ in open_clip's format, llm/ in transformers'
-    shards: str = ""  # null-string = the recipe's own data
+    out: str = path()  # folder: clip/ in open_clip's format, llm/ in transformers'
+    shards: str = path()  # null-string = the recipe's own data
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     clip: EncoderAdaptConfig = field(default_factory=lambda: EncoderAdaptConfig(lr=1e-3))
     llm: LLMTuneConfig = field(default_factory=lambda: LLMTuneConfig(lr=1e-3))
@@ -218,7 +231,7 @@ class Config:
 
     recipe: str = "quickstart"
     name: str = ""  # of the run directory; the recipe's name when empty
-    runs: str = "runs"
+    runs: str = path("runs")
     seed: int = not_negative(0)
     family: str = one_of("clipcap", "clipcap")
     baseline: bool = False  # the same model with the EIM measures off, for as many records seen

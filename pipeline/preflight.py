@@ -23,7 +23,7 @@ from pipeline.explain.data import outlook
 from pipeline.explain.parts import sketch_language_model
 from pipeline.explain.phase import chain, export_size, plan_phase
 from pipeline.explain.text import size
-from pipeline.models.encoder import check_encoder, sketch_clip
+from pipeline.models.encoder import HUB, check_encoder, sketch_clip
 from pipeline.models.families import family
 from pipeline.models.llm import (
     check_vocabulary,
@@ -46,9 +46,14 @@ def check_scores(config: Config) -> None:
 
 
 def check(config: Config, world: World, *, until: str) -> None:
-    """Raises the first of `problems`. Every rank calls it."""
-    for error in problems(config, world, until=until):
-        raise error
+    """Raises the first of `problems`, on every rank alike: rank 0 looks, the others are told.
+
+    So only rank 0 asks the hub for configurations; the others find them in the cache.
+    """
+    found = next(problems(config, world, until=until), None) if world.is_main else None
+    message = from_main(None if found is None else str(found), world)
+    if message is not None:
+        raise found or ConfigError(message)
 
 
 def problems(
@@ -57,7 +62,7 @@ def problems(
     """What the user has to mend before stage `until` can run, each as one line with its remedy.
 
     Args:
-        config: the effective recipe; the configurations of its models must exist.
+        config: the effective recipe.
         world: the ranks that would run it.
         until: a phase, or `evaluate`.
         unmade: of "shards" and "weights", what the recipe will make first: not looked at here.
@@ -103,10 +108,8 @@ def _batches(config: Config, world: World, until: str) -> None:
 def _encoder(config: Config, world: World, until: str) -> None:
     """An image tower that open_clip knows, its weights, and the blocks that shall train."""
     check_encoder(config.encoder)
-    phase = config.encoder_adapt
-    if phase.enabled and (phase.train != "all" or phase.layer_decay != 1.0):
-        if not config.encoder.arch.startswith("hf-hub:"):
-            encoder_groups(sketch_clip(config.encoder).model, phase)
+    if config.encoder_adapt.enabled and not config.encoder.arch.startswith(HUB):
+        encoder_groups(sketch_clip(config.encoder).model, config.encoder_adapt)
 
 
 def _language_model(config: Config, world: World, until: str) -> None:
@@ -164,22 +167,21 @@ def _machine(config: Config, world: World, until: str) -> None:
 def _folders(config: Config, world: World, until: str) -> None:
     """The run's folder can be written."""
     folder = existing(Path(config.runs))
-    failure = None
-    if world.is_main and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         what = "is no folder" if not folder.is_dir() else "cannot be written to"
-        failure = f"runs={config.runs}: {folder} {what}; name another folder with runs="
-    failure = from_main(failure, world)
-    if failure:
-        raise ConfigError(failure)
+        raise ConfigError(f"runs={config.runs}: {folder} {what}; name another folder with runs=")
 
 
 def _disk(config: Config, world: World, until: str) -> None:
     """Checkpoints and exports of what is still to be trained fit on the disk."""
-    if until not in PHASES or config.encoder.arch.startswith("hf-hub:"):
+    if until not in PHASES or config.encoder.arch.startswith(HUB):
         return
     precision = resolve_precision(config.precision, world.device)
     train = outlook(config, config.data.train_split)
-    plans = [plan_phase(config, name, train, precision) for name in chain(config, until)]
+    plans = [
+        plan_phase(config, name, train, precision=precision, ranks=world.size)
+        for name in chain(config, until)
+    ]
     todo = [plan for plan in plans if config.make_missing or plan.name == until]
     needed = 0.0
     for plan in todo:
@@ -189,17 +191,13 @@ def _disk(config: Config, world: World, until: str) -> None:
         one = phase_disk(plan.phase, counts, plan.name, precision, world.size)
         upto = plans[: plans.index(plan) + 1]
         needed += disk_needed(plan.phase, one, export_size(upto))
-    failure = None
-    if world.is_main and needed > (free := disk_free(config)):
-        phase = todo[-1].phase
-        failure = (
-            f"{until}.keep_checkpoints={phase.keep_checkpoints}: checkpoints and export take up to "
-            f"{size(needed)}, but {existing(Path(config.runs))} has {size(free)} free; free some, "
-            f"keep fewer checkpoints, or name another disk with runs="
+    free = disk_free(config)
+    if needed > free:
+        raise ConfigError(
+            f"{until}.keep_checkpoints={todo[-1].phase.keep_checkpoints}: checkpoints and exports "
+            f"take up to {size(needed)}, but {existing(Path(config.runs))} has {size(free)} free; "
+            "free some, keep fewer checkpoints, or name another disk with runs="
         )
-    failure = from_main(failure, world)
-    if failure:
-        raise ConfigError(failure)
 
 
 def _scores(config: Config, world: World, until: str) -> None:

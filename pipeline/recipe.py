@@ -8,6 +8,7 @@ the repository's `stages/recipes/`.
 import dataclasses
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from pipeline.config import (
     PHASES,
@@ -40,14 +41,15 @@ def load_recipe(arguments: Sequence[str]) -> Config:
     `--local_rank=N`, which the deepspeed launcher appends. Raises ConfigError in one line.
     """
     overrides = parse_overrides(arguments)
-    name = overrides.get("recipe", Config.recipe)
+    name = expand("recipe", overrides.get("recipe", Config.recipe))
     recipe = OmegaConf.create({"name": Path(name).stem})
     recipe.merge_with(_read_yaml(_recipe_file(name)))
-    dotlist = _dotlist(overrides)
+    dotlist = _dotlist(overrides, Config)
     _check_keys(recipe, Config, where=f"recipe {name}")
     _check_keys(dotlist, Config, where="command line")
     config = _merge(Config, recipe, dotlist)
     assert isinstance(config, Config)
+    _expand_paths(config, prefix="")
     validate(config)
     return config
 
@@ -55,10 +57,11 @@ def load_recipe(arguments: Sequence[str]) -> Config:
 def load_section(section: type[PrepareConfig], arguments: Sequence[str]) -> PrepareConfig:
     """One dataclass straight from `key=value` arguments, without a recipe."""
     overrides = parse_overrides(arguments)
-    dotlist = _dotlist(overrides)
+    dotlist = _dotlist(overrides, section)
     _check_keys(dotlist, section, where="command line")
     loaded = _merge(section, dotlist)
     assert isinstance(loaded, PrepareConfig)
+    _expand_paths(loaded, prefix="")
     _check_fields(loaded, prefix="")
     return loaded
 
@@ -88,6 +91,12 @@ def validate(config: Config) -> None:
     _check_fields(config, prefix="")
     if config.name != Path(config.name).name:
         raise ConfigError(f"name={config.name!r} must be one folder name; set runs= for its place")
+    for key, value in (
+        ("plan_ranks", config.plan_ranks),
+        ("evaluate.records", config.evaluate.records),
+    ):
+        if value is not None and value < 1:
+            raise ConfigError(f"{key}={value} must be 1 or more; leave it null for no limit")
     for name, phase in phase_configs(config):
         _check_phase(name, phase)
     if config.evaluate.ds_config is not None:
@@ -133,17 +142,73 @@ def _read_yaml(path: Path) -> DictConfig:
     return loaded
 
 
-def _dotlist(overrides: Mapping[str, str]) -> DictConfig:
+def expand(key: str, value: str) -> str:
+    """A path with `~` and variables of the environment replaced; ConfigError for an unset one."""
+    scheme, _, path = value.rpartition("local-dir:")
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    unset = re.search(r"\$(\w+)", expanded)
+    if unset:
+        raise ConfigError(
+            f"{key}={value}: the environment has no variable {unset[1]}; set it, or write the path"
+        )
+    return f"{scheme}local-dir:{expanded}" if len(path) < len(value) else expanded
+
+
+def _dotlist(overrides: Mapping[str, str], schema: type[Any]) -> DictConfig:
+    """Overrides as a tree: texts as they stand, everything else in YAML's notation."""
     made = OmegaConf.create({})
     for key, value in overrides.items():
         try:
-            made.merge_with_dotlist([f"{key}={value}"])
+            if _is_text(schema, key):
+                OmegaConf.update(made, key, _text(value, _type_of(schema, key)), force_add=True)
+            else:
+                made.merge_with_dotlist([f"{key}={value}"])
         except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
             raise ConfigError(
                 f"{key}={value}: not a value in YAML's notation ({_one_line(error)}); put a space "
                 "after each ':' and quote the argument"
             ) from error
     return made
+
+
+def _type_of(schema: Any, key: str) -> Any:
+    """The declared type of a dotted key; None where there is no such key."""
+    kind = schema
+    for name in key.split("."):
+        if dataclasses.is_dataclass(kind):
+            kind = {each.name: each.type for each in dataclasses.fields(kind)}.get(name)
+        elif get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            return None
+    return kind
+
+
+def _is_text(schema: Any, key: str) -> bool:
+    return _type_of(schema, key) in (str, str | None)
+
+
+def _text(value: str, kind: Any) -> str | None:
+    """A text override: `007` and `a #b` are what they look like, quotes around it are YAML's."""
+    if kind is not str and value in ("null", "~", ""):
+        return None
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        return str(yaml.safe_load(value))
+    return value
+
+
+def _expand_paths(section: Any, prefix: str) -> None:
+    """Expands every field that is marked as a path, at any depth, in place."""
+    for field in dataclasses.fields(section):
+        value, key = getattr(section, field.name), f"{prefix}{field.name}"
+        for name, entry in _entries(value):
+            _expand_paths(entry, prefix=f"{key}{name}.")
+        if field.metadata.get("path"):
+            if isinstance(value, str):
+                setattr(section, field.name, expand(key, value))
+            elif isinstance(value, list):
+                texts = [expand(key, each) if isinstance(each, str) else each for each in value]
+                setattr(section, field.name, texts)
 
 
 def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
@@ -153,6 +218,11 @@ def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
         return OmegaConf.to_object(merged)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = getattr(error, "full_key", None) or "a value of the recipe"
+        if isinstance(error, InterpolationKeyError):
+            raise ConfigError(
+                f"{key}: {_one_line(error)}; braces name a key of the recipe (${{paths.x}}), a "
+                "variable of the environment has none ($HOME)"
+            ) from error
         raise ConfigError(
             f"{key}: {_one_line(error)}; see pipeline/config.py for its type"
         ) from error

@@ -160,9 +160,7 @@ def start_of(config: Config, name: str, world: World, *, remember: bool = True) 
     return start
 
 
-def what_lies_in(
-    folder: Path, fingerprint: str, config: Config, ranks: int
-) -> tuple[bool, bool]:
+def what_lies_in(folder: Path, fingerprint: str, config: Config, ranks: int) -> tuple[bool, bool]:
     """(finished, outdated): whether a phase's folder holds its export, or something of others."""
     found = ckpt.read_export(folder / "export")
     done = found is not None and found["fingerprint"] == fingerprint

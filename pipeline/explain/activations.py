@@ -91,6 +91,15 @@ def pair_activations(
     return recomputed(body, 0, layers) if layers else body
 
 
+def pair_logits(rows: int, batch: int, itemsize: int) -> int:
+    """Bytes of the contrastive loss of a rank's `rows` against the global batch.
+
+    For each direction the similarity and three float32 matrices behind it, the gradient of one
+    direction, and three masks; counted off `losses.contrastive_loss`.
+    """
+    return rows * batch * (2 * (itemsize + 12) + (itemsize + 8) + 3)
+
+
 def kept_bytes(model: nn.Module, forward: Callable[[], Any]) -> int:
     """Bytes of all tensors that `forward` leaves to its backward pass, the parameters left out."""
     own = {each.untyped_storage()._cdata for each in model.parameters()}

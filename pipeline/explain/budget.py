@@ -55,9 +55,7 @@ ROWS = (
 )
 
 
-def need(
-    counted: Census, loaded: Mapping[str, Any], *, precision: str, ranks: int
-) -> Need:
+def need(counted: Census, loaded: Mapping[str, Any], *, precision: str, ranks: int) -> Need:
     """Of a rank; loaded: DeepSpeed's JSON."""
     states = training_memory(counted.parameters, loaded, precision=precision, ranks=ranks)
     return Need(states, counted.activations, counted.logits)
@@ -70,48 +68,65 @@ def memory_table(title: str, columns: Sequence[str], needs: Sequence[Need]) -> s
     return table(title, ["", *columns], rows)
 
 
-def device_memory(world: World) -> tuple[float, str]:
-    """Bytes that a rank has here, and in words whose they are."""
+def device_memory(world: World, *, imagined: bool) -> tuple[float, str] | None:
+    """Bytes that a rank has here, and in words whose they are.
+
+    imagined: the ranks are those of another machine (`plan_ranks`); then only a GPU that is here
+    may stand for theirs, else the answer is None.
+    """
     if world.device.type == "cuda":
         properties = torch.cuda.get_device_properties(world.device)
         return float(properties.total_memory), f"of {properties.name}"
+    if imagined:
+        return None
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return memory / world.local_size, "of this machine's memory for each of its ranks"
 
 
-def verdict(largest: Need, world: World, host: float) -> str:
+def verdict(largest: Need, world: World, *, imagined: bool) -> str:
     """Whether it fits."""
-    there, whose = device_memory(world)
+    device = device_memory(world, imagined=imagined)
+    if device is None:
+        return (
+            f"{size(largest.total)} at most, and {size(_BESIDES)} for CUDA and NCCL; there is no "
+            "GPU here to compare with"
+        )
+    there, whose = device
     besides = _BESIDES if world.device.type == "cuda" else 0.0
-    asked = largest.total + besides + (host if world.device.type != "cuda" else 0.0)
+    asked = largest.total + besides
     fits = "fits" if asked < 0.95 * there else "does NOT fit"
     extra = f" with {size(besides)} for CUDA and NCCL" if besides else ""
     return f"{size(asked)} at most{extra} against {size(there)} {whose}: {fits}"
 
 
 def zero_advice(
-    name: str, phase: PhaseConfig, counted: Census, world: World, precision: str
+    name: str,
+    phase: PhaseConfig,
+    counted: Census,
+    world: World,
+    precision: str,
+    *,
+    imagined: bool,
 ) -> str | None:
     """A word where ZeRO-3 gathers weights at every step although they would fit whole.
 
-    SOURCE of the observation: ZeRO-3 communicates half as much again as data parallelism (Rajbhandari
-    et al., ZeRO, 2020, section 7), and a frozen model needs nothing but its weights.
+    SOURCE: ZeRO-3 communicates half as much again as data parallelism (Rajbhandari et al., ZeRO,
+    2020, section 7), and a frozen model needs nothing but its weights.
     """
     loaded = ds.read_ds_config(name, phase.ds_config)
-    if ds.zero_stage(loaded) != 3:
+    if ds.zero_stage(loaded) != 3 or world.size == 1:
         return None
     whole = ds.read_ds_config(name, "zero2")
-    second = need(counted, whole, precision=precision, ranks=world.size)
-    third = need(counted, loaded, precision=precision, ranks=world.size)
-    there, _ = device_memory(world)
-    saved = third.total < second.total
-    figures = f"{size(second.total)} a rank under ZeRO-2, {size(third.total)} under ZeRO-3"
-    if second.total + _BESIDES > 0.9 * there and saved:
-        return None
+    second = need(counted, whole, precision=precision, ranks=world.size).total
+    third = need(counted, loaded, precision=precision, ranks=world.size).total
+    figures = f"{size(second)} a rank under ZeRO-2, {size(third)} under ZeRO-3"
     remedy = f"{name}.ds_config=zero2 saves gathering the weights in every step"
-    if world.device.type == "cuda" or not saved:
-        return f"ZeRO-3 pays for nothing here ({figures}): the model fits whole; {remedy}"
-    return f"ZeRO-3 pays only where {size(second.total)} do not fit on a rank ({figures}); {remedy}"
+    device = device_memory(world, imagined=imagined)
+    if second > third and device is None:
+        return f"ZeRO-3 pays only on GPUs that {size(second)} do not fit on ({figures}); {remedy}"
+    if second > third and device is not None and second + _BESIDES > 0.9 * device[0]:
+        return None
+    return f"ZeRO-3 pays for nothing here, the model fits whole ({figures}); {remedy}"
 
 
 def phase_disk(

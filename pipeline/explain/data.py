@@ -45,9 +45,12 @@ def outlook(config: Config, name: str) -> Outlook:
         planned = _planned(config, name)
         if planned is not None and config.make_missing:
             return planned
+        folder = Path(config.data.shards) / name
+        missing = config.data.shards and not (folder / MANIFEST_NAME).is_file()
+        detail = f"not there: {folder}" if missing else str(error)
         if planned is not None:
-            return replace(planned, detail=str(error))
-        return Outlook(None, None, None, str(error), False)
+            return replace(planned, detail=f"{detail} ({plural(planned.records or 0, 'record')})")
+        return Outlook(None, None, None, detail, False)
     text = (
         f"{plural(manifest.records, 'record')} in {plural(len(manifest.shards), 'shard')}, "
         f"{size(manifest.bytes)}"

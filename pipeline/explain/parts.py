@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from pipeline import ds_config as ds
 from pipeline.config import Config, EncoderAdaptConfig, EncoderConfig, LLMConfig, PhaseConfig
 from pipeline.engine import dtype_of
-from pipeline.explain.activations import language_activations, pair_activations
+from pipeline.explain.activations import language_activations, pair_activations, pair_logits
 from pipeline.memory import Parameters, persistence_threshold
 from pipeline.models.encoder import LOCAL_DIR, ImageEncoder, depth_groups, sketch_clip
 from pipeline.models.families import family
@@ -48,7 +47,7 @@ class Census:
 
 
 def census(
-    config: Config, name: str, segment: Segment, *, precision: str, captions: float
+    config: Config, name: str, segment: Segment, *, precision: str, captions: float, ranks: int
 ) -> Census:
     """Counts the model of a segment.
 
@@ -58,13 +57,17 @@ def census(
         segment: which of it.
         precision: of the compute dtype.
         captions: of a record, on average.
+        ranks: that share a global batch.
 
     Raises:
         ConfigError: a configuration is missing, or the sizes do not fit together.
     """
     phase: PhaseConfig = getattr(config, name)
     if isinstance(phase, EncoderAdaptConfig):
-        return _contrastive(config, name, phase, precision=precision, captions=captions)
+        found = _contrastive(config, name, phase, precision=precision, captions=captions)
+        rows = -(-phase.global_batch // ranks)
+        logits = pair_logits(rows, phase.global_batch, dtype_of(precision).itemsize)
+        return replace(found, logits=logits)
     return _language(config, name, phase, segment, precision=precision, captions=captions)
 
 

@@ -7,6 +7,7 @@ there yet show as "?".
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,9 @@ class PhasePlan:
         return self.segments[-1].stop if self.per_epoch and self.segments else None
 
 
-def plan_phase(config: Config, name: str, train: Outlook, precision: str) -> PhasePlan:
+def plan_phase(
+    config: Config, name: str, train: Outlook, *, precision: str, ranks: int
+) -> PhasePlan:
     """Counts a phase's segments. config: effective, with sketches for what is still to be made."""
     phase: PhaseConfig = getattr(config, name)
     per_epoch = None if not train.records else math.ceil(train.records / phase.global_batch)
@@ -51,7 +54,8 @@ def plan_phase(config: Config, name: str, train: Outlook, precision: str) -> Pha
     captions = train.captions_or_assumed
     try:
         counts = tuple(
-            census(config, name, each, precision=precision, captions=captions) for each in stretches
+            census(config, name, each, precision=precision, captions=captions, ranks=ranks)
+            for each in stretches
         )
     except UserError as error:
         return PhasePlan(name, phase, per_epoch, stretches, (), str(error))
@@ -61,19 +65,27 @@ def plan_phase(config: Config, name: str, train: Outlook, precision: str) -> Pha
 def parameter_table(plans: Sequence[PhasePlan]) -> str:
     """Which part trains in which segment of which phase."""
     parts = list(dict.fromkeys(p for plan in plans for c in plan.counts for p in c.parts))
+    names = {"text": "text tower", "st": "ST", "llm": "LLM"}
     rows = []
     for plan in plans:
-        for segment, counted in zip(plan.segments, plan.counts, strict=False):
+        for segment, counted in zip_longest(plan.segments, plan.counts):
             several = len(plan.segments) > 1
             label = f"{plan.name} [{segment.index}]" if several else plan.name
+            if counted is None:
+                rows.append([label, *(UNKNOWN for _ in parts), UNKNOWN])
+                continue
             cells = [_cell(counted.parts.get(part)) for part in parts]
             rows.append([label, *cells, millions(counted.parameters.trained)])
-    legend = "Parameters (* trains; + frozen and outside the training: its features are cached)"
-    return table(legend, ["", *parts, "trains"], rows)
+    legend = "Parameters (* trains; + frozen, and gone while training: its features are cached)"
+    return table(legend, ["", *(names.get(part, part) for part in parts), "trains"], rows)
 
 
 def phase_text(
-    config: Config, plan: PhasePlan, plans: Sequence[PhasePlan], train: Outlook, world: World,
+    config: Config,
+    plan: PhasePlan,
+    plans: Sequence[PhasePlan],
+    train: Outlook,
+    world: World,
     precision: str,
 ) -> str:
     """All about one phase. plans: of this phase and those before it."""
@@ -119,9 +131,7 @@ def chain(config: Config, name: str) -> list[str]:
     return found
 
 
-def _course(
-    config: Config, plan: PhasePlan, train: Outlook, world: World
-) -> list[tuple[str, str]]:
+def _course(config: Config, plan: PhasePlan, train: Outlook, world: World) -> list[tuple[str, str]]:
     phase = plan.phase
     micro = len(
         arrange(
@@ -137,7 +147,7 @@ def _course(
         (
             "a step",
             f"{plural(phase.global_batch, 'record')} over {plural(world.size, 'rank')}: "
-            f"{plural(micro, 'micro-batch', 'micro-batches')} of at most {phase.micro_batch} on each",
+            f"{plural(micro, 'micro-batch', 'micro-batches')} of up to {phase.micro_batch} on each",
         ),
         ("reading", _reading(config, phase, train, world)),
         *(("learning rates" if i == 0 else "", text) for i, text in enumerate(_rates(plan))),
@@ -176,17 +186,13 @@ def _records(plan: PhasePlan, train: Outlook) -> str:
 
 def _reading(config: Config, phase: PhaseConfig, train: Outlook, world: World) -> str:
     lanes = math.gcd(config.data.lanes, phase.global_batch)
-    nodes = math.ceil(world.size / world.local_size)
-    own = f"{lanes / nodes:.3g} of them for {'this' if nodes == 1 else 'each'} node"
-    share = f"{lanes / world.size:.3g} a rank"
+    own = f"{lanes / world.size:.3g} of them"
+    each = UNKNOWN if train.shards is None else f"{train.shards / world.size:.3g}"
     workers = config.data.workers
-    loading = plural(workers, "loading process", "loading processes") if workers else "no processes"
-    shards = train.shards
-    per_rank = UNKNOWN if shards is None else f"{shards / world.size:.3g}"
-    held = UNKNOWN if shards is None else count(shards)
+    loading = plural(workers, "process", "processes") if workers else "the training process itself"
     return (
-        f"{held} shards in {plural(lanes, 'lane')} ({own}, {share}); about {per_rank} shards a rank "
-        f"and epoch, by {loading} of its own"
+        f"shards: {count(train.shards)}, in {plural(lanes, 'lane')}; a rank takes {own}, about "
+        f"{each} shards' worth an epoch, loaded by {loading}"
     )
 
 
@@ -199,8 +205,9 @@ def _rates(plan: PhasePlan) -> list[str]:
             peak = plan.phase.lr * segment.lr_scale * share
             peaks.setdefault(name.partition("/")[0], []).append(peak)
         texts = [
-            f"{name} {rate(low)}" if low == (high := max(values)) else
-            f"{name} {rate(low)} to {rate(high)} ({len(values)} depths)"
+            f"{name} {rate(low)}"
+            if low == (high := max(values))
+            else f"{name} {rate(low)} to {rate(high)} ({len(values)} depths)"
             for name, values in peaks.items()
             for low in [min(values)]
         ]
@@ -231,11 +238,14 @@ def _judgement(
     needs: Sequence[budget.Need],
 ) -> list[tuple[str, str]]:
     largest = max(needs, key=lambda each: each.total)
-    rows = [("a rank", budget.verdict(largest, world, largest.states.host))]
+    imagined = config.plan_ranks is not None
+    rows = [("a rank needs", budget.verdict(largest, world, imagined=imagined))]
     if largest.states.host:
         rows.append(("in host memory", f"{size(largest.states.host)} a rank (offload)"))
     heaviest = plan.counts[list(needs).index(largest)]
-    advice = budget.zero_advice(plan.name, plan.phase, heaviest, world, precision)
+    advice = budget.zero_advice(
+        plan.name, plan.phase, heaviest, world, precision, imagined=imagined
+    )
     if advice:
         rows.append(("ZeRO", advice))
     parameters = [each.parameters for each in plan.counts]
@@ -247,7 +257,7 @@ def _judgement(
             "on disk",
             f"{plan.phase.keep_checkpoints} checkpoints of {size(one)} (every "
             f"{plural(plan.phase.checkpoint_every, 'step')}), an export of {size(export)}; at most "
-            f"{size(wanted)}, free are {size(budget.disk_free(config))}",
+            f"{size(wanted)} of {size(budget.disk_free(config))} that are free",
         )
     )
     return rows

@@ -6,10 +6,11 @@ that is what a plan is there to say.
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
 from pipeline.config import PHASES, Config
 from pipeline.dist import World
@@ -43,7 +44,7 @@ def explain_phase(config: Config, world: World, name: str) -> str:
     config = _effective(config, train)
     precision = resolve_precision(config.precision, world.device)
     with with_sketches(config) as (sketched, _):
-        plans = [plan_phase(sketched, each, train, precision) for each in chain(config, name)]
+        plans = _plans(sketched, chain(config, name), train, precision, world)
         found = _standings(config, plans, precision, world)
         parts = [
             _heading(f"stages/{name}.py", config, world, precision),
@@ -64,7 +65,7 @@ def explain_evaluate(config: Config, world: World) -> str:
     enabled = [name for name in PHASES[1:] if getattr(config, name).enabled]
     with with_sketches(config) as (sketched, _):
         path = chain(config, enabled[-1]) if enabled else []
-        plans = [plan_phase(sketched, each, train, precision) for each in path]
+        plans = _plans(sketched, path, train, precision, world)
         parts = [
             _heading("stages/evaluate.py", config, world, precision),
             _way(config, _standings(config, plans, precision, world), train),
@@ -90,7 +91,7 @@ def explain_pretrain(config: Config, world: World) -> str:
         state = "there already, left alone" if there else "would be made"
         parts.append(section(str(Path(out) / folder), [(state, train.detail)]))
         with with_sketches(recipe) as (sketched, _):
-            plan = plan_phase(sketched, name, train, precision)
+            (plan,) = _plans(sketched, [name], train, precision, world)
             if plan.counts:
                 parts.append(parameter_table([plan]))
             parts.append(phase_text(sketched, plan, [plan], train, world, precision))
@@ -121,30 +122,46 @@ def explain_report(config: Config) -> str:
 
 def resolved_recipe(config: Config) -> str:
     """The recipe's values that are not the defaults, as YAML."""
-    ours = OmegaConf.structured(replace(config, plan=False, plan_ranks=None))
-    chosen = _differences(ours, OmegaConf.structured(type(config)()))
-    text = OmegaConf.to_yaml(OmegaConf.create(chosen)).rstrip()
-    title = "The recipe, as resolved: what differs from the defaults of pipeline/config.py"
+    chosen = _differences(replace(config, plan=False, plan_ranks=None))
+    text = yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None, width=90).rstrip()
+    title = "The recipe, as resolved: what differs from the defaults in pipeline/config.py"
     return "\n".join([title, *(f"  {line}" for line in text.splitlines())])
 
 
-def _differences(ours: DictConfig, default: DictConfig) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key in ours:
-        value, usual = ours[key], default.get(key)
-        if isinstance(value, DictConfig) and isinstance(usual, DictConfig):
-            below = _differences(value, usual)
-            if below:
-                found[str(key)] = below
-        elif value != usual:
-            plain = OmegaConf.is_config(value)
-            found[str(key)] = OmegaConf.to_container(value) if plain else value
+def _differences(section: Any, usual: Any = None) -> dict[str, Any]:
+    """A dataclass as a dictionary of what is not as in `usual` (None: its own defaults)."""
+    usual = type(section)() if usual is None else usual
+    found: dict[str, Any] = {}
+    for each in fields(section):
+        value, default = getattr(section, each.name), getattr(usual, each.name)
+        if value == default:
+            continue
+        if is_dataclass(value):
+            found[each.name] = _differences(value, default)
+        elif isinstance(value, dict):
+            found[each.name] = {key: _plain(below) for key, below in value.items()}
+        elif isinstance(value, list):
+            found[each.name] = [_plain(below) for below in value]
+        else:
+            found[each.name] = value
     return found
+
+
+def _plain(value: Any) -> Any:
+    return _differences(value) if is_dataclass(value) else value
 
 
 def _effective(config: Config, train: Outlook) -> Config:
     """The recipe that is really run, also where the number of records is not known yet."""
     return as_baseline(config, train.records or _NOMINAL) if config.baseline else config
+
+
+def _plans(
+    config: Config, names: Sequence[str], train: Outlook, precision: str, world: World
+) -> list[PhasePlan]:
+    return [
+        plan_phase(config, name, train, precision=precision, ranks=world.size) for name in names
+    ]
 
 
 def _standings(
@@ -218,9 +235,7 @@ def _not_ready(config: Config, unmade: set[str], world: World, until: str) -> st
     return section("To be mended before the first step", rows)
 
 
-def _evaluation(
-    config: Config, world: World, plans: Sequence[PhasePlan]
-) -> list[tuple[str, str]]:
+def _evaluation(config: Config, world: World, plans: Sequence[PhasePlan]) -> list[tuple[str, str]]:
     settings = config.evaluate
     split = outlook(config, settings.split)
     records = split.records
@@ -236,8 +251,9 @@ def _evaluation(
         ("records", count(records)),
         (
             "captions",
-            f"{count(calls)} calls of {settings.batch} images on each of {plural(world.size, 'rank')}"
-            f", {plural(settings.beams, 'beam')}, at most {settings.max_new_tokens} tokens",
+            f"{count(calls)} calls of {settings.batch} images on each of "
+            f"{plural(world.size, 'rank')}, {plural(settings.beams, 'beam')}, at most "
+            f"{settings.max_new_tokens} tokens",
         ),
         ("also", "loss and perplexity of the true captions; recall of images and texts"),
         ("metrics", f"{', '.join(settings.metrics) or 'none'} (Java is {java})"),
@@ -247,4 +263,3 @@ def _evaluation(
 
 def _joined(parts: Sequence[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
-

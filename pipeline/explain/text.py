@@ -6,7 +6,7 @@ Pure strings. An unknown number is `None` and shows as "?".
 from collections.abc import Iterable, Sequence
 
 UNKNOWN = "?"
-_LABEL = 16  # characters of a row's label
+_LABEL = 18  # characters of a row's label
 _WIDTH = 100
 
 

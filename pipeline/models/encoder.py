@@ -7,8 +7,10 @@ open_clip's own validation transform makes them.
 
 import difflib
 import functools
+import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -160,7 +162,7 @@ def sketch_clip(cfg: EncoderConfig) -> ClipSketch:
     if not cfg.arch.startswith(LOCAL_DIR):
         _check_architecture(cfg.arch)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _silent():
             model = open_clip.create_model(
                 cfg.arch, load_weights=False, device="meta", pretrained_text=False
             )
@@ -271,8 +273,8 @@ def _check_pretrained(arch: str, pretrained: str) -> bool:
     tag = open_clip.get_pretrained_cfg(arch, pretrained)
     if not tag and (Path(pretrained).suffix or len(Path(pretrained).parts) > 1):
         raise ConfigError(
-            f"encoder.pretrained: there is no file {pretrained}; name the weights of {arch}, one of "
-            "its tags, or null for random weights"
+            f"encoder.pretrained: there is no file {pretrained}; name the weights of {arch}, one "
+            "of its tags, or null for random weights"
         )
     if not tag:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
@@ -309,6 +311,17 @@ def _visual(model: nn.Module) -> nn.Module:
 def _image_size(model: nn.Module) -> int:
     size: int | Iterable[int] = getattr(_visual(model), "image_size", 224)
     return size if isinstance(size, int) else max(size)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """open_clip warns, through the root logger, of weights that were left out on purpose."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _line(error: BaseException) -> str:

@@ -6,6 +6,8 @@ checkpoint that transformers converts as it loads (stacked experts) is the excep
 whole. No code of a model repository is ever run.
 """
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +103,10 @@ def load_llm_config(cfg: LLMConfig) -> PretrainedConfig:
         ConfigError: there is no such folder or hub model, or it is no model of transformers.
     """
     _check_path(cfg.path)
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(cfg.path)
-    except (OSError, ValueError) as error:
-        raise _unreachable(cfg.path, error) from error
+    found = _read_config(cfg.path) if Path(cfg.path).is_dir() else _config_on_hub(cfg.path)
+    if isinstance(found, ConfigError):
+        raise found
+    config = copy.deepcopy(found)
     if cfg.dropout is not None:
         for key, value in config.to_dict().items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -211,6 +213,20 @@ def _converted(cfg: LLMConfig, config: PretrainedConfig, dtype: torch.dtype) -> 
         )
     tensors: dict[str, Tensor] = dict(nn.Module.state_dict(model))
     return tensors
+
+
+@functools.cache
+def _config_on_hub(path: str) -> PretrainedConfig | ConfigError:
+    """Asked once: where there is no network every attempt takes half a minute."""
+    return _read_config(path)
+
+
+def _read_config(path: str) -> PretrainedConfig | ConfigError:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        return _unreachable(path, error)
+    return config
 
 
 def _check_path(path: str) -> None:
