@@ -130,4 +130,4 @@ def _sub_group(zero: Mapping[str, Any]) -> int:
 
 
 def _offloads(zero: Mapping[str, Any], key: str) -> bool:
-    return zero.get(key, {}).get("device", "none") != "none"
+    return bool(zero.get(key, {}).get("device", "none") != "none")

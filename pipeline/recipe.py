@@ -8,13 +8,11 @@ the repository's `stages/recipes/`.
 import dataclasses
 import difflib
 import math
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
@@ -28,6 +26,7 @@ from pipeline.config import (
 )
 from pipeline.ds_config import check_ds_config, check_inference_config
 from pipeline.errors import ConfigError
+from pipeline.overrides import dotlist_of, entries, expand, expand_paths, one_line, parse_overrides
 
 HOME = Path(__file__).resolve().parents[1]
 RECIPES = HOME / "stages" / "recipes"
@@ -44,12 +43,12 @@ def load_recipe(arguments: Sequence[str]) -> Config:
     name = expand("recipe", overrides.get("recipe", Config.recipe))
     recipe = OmegaConf.create({"name": Path(name).stem})
     recipe.merge_with(_read_yaml(_recipe_file(name)))
-    dotlist = _dotlist(overrides, Config)
+    dotlist = dotlist_of(overrides, Config)
     _check_keys(recipe, Config, where=f"recipe {name}")
     _check_keys(dotlist, Config, where="command line")
     config = _merge(Config, recipe, dotlist)
     assert isinstance(config, Config)
-    _expand_paths(config, prefix="")
+    expand_paths(config, prefix="")
     validate(config)
     return config
 
@@ -57,26 +56,13 @@ def load_recipe(arguments: Sequence[str]) -> Config:
 def load_section(section: type[PrepareConfig], arguments: Sequence[str]) -> PrepareConfig:
     """One dataclass straight from `key=value` arguments, without a recipe."""
     overrides = parse_overrides(arguments)
-    dotlist = _dotlist(overrides, section)
+    dotlist = dotlist_of(overrides, section)
     _check_keys(dotlist, section, where="command line")
     loaded = _merge(section, dotlist)
     assert isinstance(loaded, PrepareConfig)
-    _expand_paths(loaded, prefix="")
+    expand_paths(loaded, prefix="")
     _check_fields(loaded, prefix="")
     return loaded
-
-
-def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """`key=value` arguments as a dictionary, in their order. Raises ConfigError for other forms."""
-    overrides: dict[str, str] = {}
-    for argument in arguments:
-        if re.fullmatch(r"--local[_-]rank(=\d+)?", argument):
-            continue
-        key, equals, value = ("plan=true" if argument == "--plan" else argument).partition("=")
-        if not equals or not key or key.startswith("-"):
-            raise ConfigError(f"argument '{argument}' is not of the form key=value; see README.md")
-        overrides[key] = value
-    return overrides
 
 
 def save_recipe(config: Config, path: Path) -> None:
@@ -134,81 +120,12 @@ def _read_yaml(path: Path) -> DictConfig:
     try:
         loaded = OmegaConf.load(path)
     except (OSError, ValueError, OmegaConfBaseException) as error:
-        raise ConfigError(f"recipe file {path} cannot be read: {_one_line(error)}") from error
+        raise ConfigError(f"recipe file {path} cannot be read: {one_line(error)}") from error
     except Exception as error:
-        raise ConfigError(f"recipe file {path} is not valid YAML: {_one_line(error)}") from error
+        raise ConfigError(f"recipe file {path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"recipe file {path} must hold key: value pairs, not a list")
     return loaded
-
-
-def expand(key: str, value: str) -> str:
-    """A path with `~` and variables of the environment replaced; ConfigError for an unset one."""
-    scheme, _, path = value.rpartition("local-dir:")
-    expanded = os.path.expandvars(os.path.expanduser(path))
-    unset = re.search(r"\$(\w+)", expanded)
-    if unset:
-        raise ConfigError(
-            f"{key}={value}: the environment has no variable {unset[1]}; set it, or write the path"
-        )
-    return f"{scheme}local-dir:{expanded}" if len(path) < len(value) else expanded
-
-
-def _dotlist(overrides: Mapping[str, str], schema: type[Any]) -> DictConfig:
-    """Overrides as a tree: texts as they stand, everything else in YAML's notation."""
-    made = OmegaConf.create({})
-    for key, value in overrides.items():
-        try:
-            if _is_text(schema, key):
-                OmegaConf.update(made, key, _text(value, _type_of(schema, key)), force_add=True)
-            else:
-                made.merge_with_dotlist([f"{key}={value}"])
-        except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
-            raise ConfigError(
-                f"{key}={value}: not a value in YAML's notation ({_one_line(error)}); put a space "
-                "after each ':' and quote the argument"
-            ) from error
-    return made
-
-
-def _type_of(schema: Any, key: str) -> Any:
-    """The declared type of a dotted key; None where there is no such key."""
-    kind = schema
-    for name in key.split("."):
-        if dataclasses.is_dataclass(kind):
-            kind = {each.name: each.type for each in dataclasses.fields(kind)}.get(name)
-        elif get_origin(kind) is dict:
-            kind = get_args(kind)[1]
-        else:
-            return None
-    return kind
-
-
-def _is_text(schema: Any, key: str) -> bool:
-    return _type_of(schema, key) in (str, str | None)
-
-
-def _text(value: str, kind: Any) -> str | None:
-    """A text override: `007` and `a #b` are what they look like, quotes around it are YAML's."""
-    if kind is not str and value in ("null", "~", ""):
-        return None
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-        return str(yaml.safe_load(value))
-    return value
-
-
-def _expand_paths(section: Any, prefix: str) -> None:
-    """Expands every field that is marked as a path, at any depth, in place."""
-    for field in dataclasses.fields(section):
-        value, key = getattr(section, field.name), f"{prefix}{field.name}"
-        for name, entry in _entries(value):
-            _expand_paths(entry, prefix=f"{key}{name}.")
-        if field.metadata.get("path"):
-            if isinstance(value, str):
-                setattr(section, field.name, expand(key, value))
-            elif isinstance(value, list):
-                texts = [expand(key, each) if isinstance(each, str) else each for each in value]
-                setattr(section, field.name, texts)
 
 
 def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
@@ -220,11 +137,11 @@ def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
         key = getattr(error, "full_key", None) or "a value of the recipe"
         if isinstance(error, InterpolationKeyError):
             raise ConfigError(
-                f"{key}: {_one_line(error)}; braces name a key of the recipe (${{paths.x}}), a "
+                f"{key}: {one_line(error)}; braces name a key of the recipe (${{paths.x}}), a "
                 "variable of the environment has none ($HOME)"
             ) from error
         raise ConfigError(
-            f"{key}: {_one_line(error)}; see pipeline/config.py for its type"
+            f"{key}: {one_line(error)}; see pipeline/config.py for its type"
         ) from error
 
 
@@ -267,7 +184,7 @@ def _check_fields(section: Any, prefix: str) -> None:
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         key = f"{prefix}{field.name}"
-        for name, entry in _entries(value):
+        for name, entry in entries(value):
             _check_fields(entry, prefix=f"{key}{name}.")
         choices = field.metadata.get("choices")
         if choices and value not in choices:
@@ -278,17 +195,6 @@ def _check_fields(section: Any, prefix: str) -> None:
             raise ConfigError(f"{key}={value} must be above zero")
         if field.metadata.get("not_negative") and value is not None and value < 0:
             raise ConfigError(f"{key}={value} must not be negative")
-
-
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """The dataclasses in a field's value, with what their keys add to its name."""
-    if dataclasses.is_dataclass(value):
-        yield "", value
-    elif isinstance(value, Mapping):
-        yield from ((f".{k}", each) for k, each in value.items() if dataclasses.is_dataclass(each))
-    elif isinstance(value, list):
-        found = (each for each in value if dataclasses.is_dataclass(each))
-        yield from ((f"[{i}]", each) for i, each in enumerate(found))
 
 
 def _check_phase(name: str, phase: PhaseConfig) -> None:
@@ -317,7 +223,3 @@ def _check_segments(name: str, phase: LLMTuneConfig) -> None:
             )
     if not 0 <= phase.label_smoothing < 1:
         raise ConfigError(f"{name}.label_smoothing={phase.label_smoothing} must be in [0, 1)")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split("\n")[0].split()) or type(error).__name__

@@ -13,11 +13,12 @@ from pipeline.data.index import load_index
 from pipeline.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from pipeline.data.sources import SourceRecord, load_source
 from pipeline.data.sources.record import FileImage
-from pipeline.errors import ConfigError, DataError, UserError
+from pipeline.errors import DataError, UserError
 from pipeline.explain.text import UNKNOWN, count, plural, section, size
 from pipeline.splits import open_split
 
 _SAMPLED = 200  # image files whose size stands for all
+_DRAWN = 20  # images drawn for the same purpose
 _ASSUMED_CAPTIONS = 5.0  # of a record, as in COCO and Flickr8k
 
 
@@ -48,8 +49,8 @@ def outlook(config: Config, name: str) -> Outlook:
         folder = Path(config.data.shards) / name
         missing = config.data.shards and not (folder / MANIFEST_NAME).is_file()
         detail = f"not there: {folder}" if missing else str(error)
-        if planned is not None:
-            return replace(planned, detail=f"{detail} ({plural(planned.records or 0, 'record')})")
+        if planned is not None and planned.records:
+            return replace(planned, detail=f"{detail} ({plural(planned.records, 'record')})")
         return Outlook(None, None, None, detail, False)
     text = (
         f"{plural(manifest.records, 'record')} in {plural(len(manifest.shards), 'shard')}, "
@@ -63,7 +64,8 @@ def describe_preparation(entries: Sequence[PrepareConfig]) -> str:
     """What `stages/prepare.py` would do with each of `entries`."""
     if not entries:
         return "This recipe prepares nothing: its data.shards are expected to be there."
-    return "\n\n".join(_describe(entry) for entry in entries)
+    title = "Plan of stages/prepare.py. Nothing is written."
+    return "\n\n".join([title, *(_describe(entry) for entry in entries)])
 
 
 def _describe(entry: PrepareConfig) -> str:
@@ -113,11 +115,17 @@ def _sample(records: Sequence[SourceRecord]) -> Sequence[SourceRecord]:
 
 
 def _expected_bytes(records: Sequence[SourceRecord]) -> float | None:
-    """Of a split's tars, from the sizes of some of its images; None where there are no files."""
+    """Of a split's tars, from the sizes of some of its images; None where they are not there."""
     sizes = []
     for record in _sample(records):
-        if isinstance(record.image, FileImage) and record.image.path.is_file():
-            sizes.append(record.image.path.stat().st_size)
+        try:
+            image = record.image
+            drawn = not isinstance(image, FileImage)
+            sizes.append(len(image()[0]) if drawn else image.path.stat().st_size)
+        except OSError:
+            continue  # of a real copy some images are often missing
+        if drawn and len(sizes) == _DRAWN:
+            break
     if not sizes:
         return None
     # A member's header is 512 bytes, its content padded to as many; the JSON takes two blocks.
@@ -131,8 +139,8 @@ def _planned(config: Config, name: str) -> Outlook | None:
             continue
         try:
             records = load_source(entry).get(name)
-        except (ConfigError, DataError):
-            return None
+        except UserError as error:
+            return Outlook(None, None, None, f"not there, and cannot be prepared: {error}", False)
         if records is not None:
             texts = [len(each.captions) for each in _sample(records)]
             mean = sum(texts) / len(texts) if texts else None

@@ -44,6 +44,7 @@ class Census:
     parameters: Parameters  # of what DeepSpeed holds
     activations: int | None  # bytes of one micro-batch; None where the model does not say
     logits: int | None
+    feature_width: int | None = None  # of cached image features, where they are cached
 
 
 def census(
@@ -193,7 +194,8 @@ def _language(
     except (RuntimeError, TypeError, ValueError, IndexError):
         activations = logits = None  # not every model runs on the meta device
     parameters = _parameters(model, ds.read_ds_config(name, phase.ds_config))
-    return Census(parts, _rates(groups), parameters, activations, logits)
+    width = encoder.width if encoder is not None and config.data.cache_features else None
+    return Census(parts, _rates(groups), parameters, activations, logits, width)
 
 
 def _count(module: nn.Module) -> Part:

@@ -6,17 +6,13 @@ that is what a plan is there to say.
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from pipeline.config import PHASES, Config
 from pipeline.dist import World
 from pipeline.engine import resolve_precision
 from pipeline.evaluation.results import output_folder
-from pipeline.explain.data import Outlook, describe_preparation, outlook
+from pipeline.explain.data import Outlook, outlook
 from pipeline.explain.parts import with_sketches
 from pipeline.explain.phase import (
     PhasePlan,
@@ -26,6 +22,7 @@ from pipeline.explain.phase import (
     phase_text,
     plan_phase,
 )
+from pipeline.explain.resolved import resolved_recipe
 from pipeline.explain.standing import REFUSED, Standing, standing
 from pipeline.explain.text import UNKNOWN, count, plural, section, size
 from pipeline.phases import as_baseline
@@ -98,16 +95,6 @@ def explain_pretrain(config: Config, world: World) -> str:
     return _joined([*parts, resolved_recipe(config)])
 
 
-def explain_prepare(config: Config) -> str:
-    """What `stages/prepare.py` would do with a recipe."""
-    return _joined(
-        [
-            f"Plan of stages/prepare.py for recipe {config.recipe}: nothing is written.",
-            describe_preparation(list(config.prepare.values())),
-        ]
-    )
-
-
 def explain_report(config: Config) -> str:
     """What `stages/report.py` would compare."""
     rows = []
@@ -118,37 +105,6 @@ def explain_report(config: Config) -> str:
         rows.append((name, there or f"nothing yet in {folder}"))
     title = f"Plan of stages/report.py for recipe {config.recipe}: it reads, and writes nothing."
     return section(title, rows)
-
-
-def resolved_recipe(config: Config) -> str:
-    """The recipe's values that are not the defaults, as YAML."""
-    chosen = _differences(replace(config, plan=False, plan_ranks=None))
-    text = yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None, width=90).rstrip()
-    title = "The recipe, as resolved: what differs from the defaults in pipeline/config.py"
-    return "\n".join([title, *(f"  {line}" for line in text.splitlines())])
-
-
-def _differences(section: Any, usual: Any = None) -> dict[str, Any]:
-    """A dataclass as a dictionary of what is not as in `usual` (None: its own defaults)."""
-    usual = type(section)() if usual is None else usual
-    found: dict[str, Any] = {}
-    for each in fields(section):
-        value, default = getattr(section, each.name), getattr(usual, each.name)
-        if value == default:
-            continue
-        if is_dataclass(value):
-            found[each.name] = _differences(value, default)
-        elif isinstance(value, dict):
-            found[each.name] = {key: _plain(below) for key, below in value.items()}
-        elif isinstance(value, list):
-            found[each.name] = [_plain(below) for below in value]
-        else:
-            found[each.name] = value
-    return found
-
-
-def _plain(value: Any) -> Any:
-    return _differences(value) if is_dataclass(value) else value
 
 
 def _effective(config: Config, train: Outlook) -> Config:
@@ -178,11 +134,11 @@ def _heading(stage: str, config: Config, world: World, precision: str) -> str:
     where = f"{plural(world.size, 'rank')} on {plural(nodes, 'node')}"
     chosen = f"precision={config.precision}"
     if config.precision == "auto" and world.device.type == "cpu":
-        chosen += ": no GPU here; add precision=bf16 to plan for one"
+        chosen += ": no GPU here, precision=bf16 plans for one"
+    run = Path(config.runs) / config.name
     return (
-        f"Plan of {stage} for recipe {config.recipe}, run {Path(config.runs) / config.name}. "
-        "Nothing is trained or written.\n"
-        f"{where}, computing in {precision} ({chosen})."
+        f"Plan of {stage}. Nothing is trained or written.\n"
+        f"Recipe {config.recipe}, run {run}; {where}, in {precision} ({chosen})."
     )
 
 

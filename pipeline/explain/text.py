@@ -12,11 +12,18 @@ _WIDTH = 100
 
 def section(title: str, rows: Iterable[tuple[str, str]]) -> str:
     """A heading with `label  value` lines below it; long values go on under themselves."""
-    lines = [title]
+    return "\n".join([title, rows_of(rows)])
+
+
+def rows_of(rows: Iterable[tuple[str, str]]) -> str:
+    """The lines of a section without its heading."""
+    rows = list(rows)
+    room = max([_LABEL, *(len(label) + 2 for label, _ in rows)])
+    lines = []
     for label, value in rows:
-        first, *rest = _wrapped(value) or [""]
-        lines.append(f"  {label:<{_LABEL}}{first}".rstrip())
-        lines += [f"  {'':<{_LABEL}}{each}" for each in rest]
+        first, *rest = _wrapped(value, _WIDTH - room - 2) or [""]
+        lines.append(f"  {label:<{room}}{first}".rstrip())
+        lines += [f"  {'':<{room}}{each}" for each in rest]
     return "\n".join(lines)
 
 
@@ -68,9 +75,8 @@ def plural(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def _wrapped(value: str) -> list[str]:
-    """Lines of at most the plan's width, broken between words; given line breaks stay."""
-    room = _WIDTH - _LABEL - 2
+def _wrapped(value: str, room: int) -> list[str]:
+    """Lines of at most `room` characters, broken between words; given line breaks stay."""
     lines: list[str] = []
     for paragraph in value.splitlines():
         line = ""

@@ -7,7 +7,7 @@ process group, a device or DeepSpeed; the engine's subclass of `Placement` bring
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,13 @@ class Blueprint(Placement):
 
     def skeleton(self) -> AbstractContextManager[None]:
         """Whatever is constructed inside takes no memory."""
-        return torch.device("meta")
+        return _on_meta()
+
+
+@contextmanager
+def _on_meta() -> Iterator[None]:
+    with torch.device("meta"):
+        yield
 
 
 def reset_parameters(module: nn.Module) -> None:
