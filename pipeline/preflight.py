@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from pipeline import ds_config as ds
 from pipeline.assemble import check_overlay
 from pipeline.checkpoint import WEIGHTS, ExportTensors, read_export
 from pipeline.config import PHASES, Config, EncoderAdaptConfig, PhaseConfig
@@ -151,17 +150,8 @@ def _exports(config: Config, world: World, until: str) -> None:
 
 
 def _machine(config: Config, world: World, until: str) -> None:
-    """A precision and an offload that this device can do."""
-    precision = resolve_precision(config.precision, world.device)
-    check_precision(precision, world.device)
-    for name, phase in _enabled(config):
-        zero = ds.read_ds_config(name, phase.ds_config).get("zero_optimization", {})
-        offload = [key for key in ("offload_optimizer", "offload_param") if zero.get(key)]
-        if offload and world.device.type == "cpu" and name == until:
-            raise ConfigError(
-                f"{name}.ds_config={phase.ds_config} moves states from GPUs to host memory "
-                f"({', '.join(offload)}), and there is no GPU here; use zero3"
-            )
+    """A precision that this device computes in."""
+    check_precision(resolve_precision(config.precision, world.device), world.device)
 
 
 def _folders(config: Config, world: World, until: str) -> None:

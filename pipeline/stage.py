@@ -57,7 +57,6 @@ def say_plan(explain: Explain | None, config: Config) -> None:
         raise ConfigError("plan=true: this stage has no plan; leave it out to run the stage")
     world = dist.planned(config.plan_ranks)
     if world.is_main:
-        configure_logging(speaks=False)
         sys.stdout.write(explain(config, world))
 
 

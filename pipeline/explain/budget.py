@@ -93,7 +93,8 @@ def verdict(largest: Need, world: World, *, imagined: bool) -> str:
         )
     there, whose = device
     besides = _BESIDES if world.device.type == "cuda" else 0.0
-    asked = largest.total + besides
+    # Without a GPU, what is offloaded lies in the same memory as everything else.
+    asked = largest.total + (besides or largest.states.host)
     fits = "fits" if asked < 0.95 * there else "does NOT fit"
     extra = f" with {size(besides)} for CUDA and NCCL" if besides else ""
     return f"{size(asked)} at most{extra} against {size(there)} {whose}: {fits}"

@@ -119,13 +119,12 @@ def _expected_bytes(records: Sequence[SourceRecord]) -> float | None:
     sizes = []
     for record in _sample(records):
         try:
-            image = record.image
-            drawn = not isinstance(image, FileImage)
-            sizes.append(len(image()[0]) if drawn else image.path.stat().st_size)
+            if isinstance(record.image, FileImage):
+                sizes.append(record.image.path.stat().st_size)
+            elif len(sizes) < _DRAWN:
+                sizes.append(len(record.image()[0]))
         except OSError:
             continue  # of a real copy some images are often missing
-        if drawn and len(sizes) == _DRAWN:
-            break
     if not sizes:
         return None
     # A member's header is 512 bytes, its content padded to as many; the JSON takes two blocks.

@@ -12,10 +12,10 @@ from pipeline.config import PHASES, Config
 from pipeline.dist import World
 from pipeline.engine import resolve_precision
 from pipeline.evaluation.results import output_folder
+from pipeline.explain.course import PhasePlan
 from pipeline.explain.data import Outlook, outlook
 from pipeline.explain.parts import with_sketches
 from pipeline.explain.phase import (
-    PhasePlan,
     chain,
     export_size,
     parameter_table,
