@@ -125,7 +125,8 @@ def partition_for_inference(
     _join()
     with _quiet():
         engine: Any = deepspeed.initialize(model=module, config=config, dist_init_required=False)[0]
-    forward: Callable[..., Any] = engine.eval()
+    engine.eval()
+    forward: Callable[..., Any] = engine
     return forward
 
 
