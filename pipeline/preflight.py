@@ -9,13 +9,14 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from pipeline.assemble import check_overlay
 from pipeline.checkpoint import WEIGHTS, ExportTensors, read_export
 from pipeline.config import PHASES, Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.dist import World, from_main
 from pipeline.engine import check_precision, resolve_precision
-from pipeline.errors import ConfigError, DataError, UserError
+from pipeline.errors import CheckpointError, ConfigError, DataError, UserError
 from pipeline.evaluation.captions import check_metrics
 from pipeline.explain.budget import disk_free, disk_needed, existing, phase_disk
 from pipeline.explain.data import outlook
@@ -136,17 +137,26 @@ def _exports(config: Config, world: World, until: str) -> None:
                 f"{name}.init_from={phase.init_from} is not a finished export (a folder with "
                 f"export.json and {WEIGHTS}); name another"
             )
-        tensors = ExportTensors(Path(phase.init_from))
-        if isinstance(phase, EncoderAdaptConfig):
-            clip = sketch_clip(config.encoder).model
-            modules = {"encoder": clip, "text": clip}
-        else:
-            encoder, model = sketch_language_model(config, precision="fp32")
-            modules = {"st": model.st, "llm": model.llm}
-            if encoder is not None:
-                modules["encoder"] = encoder
-        for part, module in modules.items():
-            check_overlay(module, tensors, f"{part}.", Blueprint())
+        if config.encoder.arch.startswith(HUB):
+            continue  # its sizes are known once it is fetched
+        try:
+            _check_shapes(config, phase, ExportTensors(Path(phase.init_from)))
+        except CheckpointError as error:
+            raise ConfigError(f"{name}.init_from={phase.init_from}: {error}") from error
+
+
+def _check_shapes(config: Config, phase: PhaseConfig, tensors: ExportTensors) -> None:
+    modules: dict[str, nn.Module]
+    if isinstance(phase, EncoderAdaptConfig):
+        clip = sketch_clip(config.encoder).model
+        modules = {"encoder": clip, "text": clip}
+    else:
+        encoder, model = sketch_language_model(config, precision="fp32")
+        modules = {"st": model.st, "llm": model.llm}
+        if encoder is not None:
+            modules["encoder"] = encoder
+    for part, module in modules.items():
+        check_overlay(module, tensors, f"{part}.", Blueprint())
 
 
 def _machine(config: Config, world: World, until: str) -> None:
@@ -169,7 +179,7 @@ def _disk(config: Config, world: World, until: str) -> None:
     precision = resolve_precision(config.precision, world.device)
     train = outlook(config, config.data.train_split)
     plans = [
-        plan_phase(config, name, train, precision=precision, ranks=world.size)
+        plan_phase(config, name, train, precision=precision, ranks=world.size, activations=False)
         for name in chain(config, until)
     ]
     todo = [plan for plan in plans if config.make_missing or plan.name == until]

@@ -71,7 +71,7 @@ WRONG = {
     "no folder of a tower": (["encoder.arch=local-dir:/nowhere"], "there is no /nowhere"),
     "no such tag": (
         ["encoder.arch=ViT-B-32", "encoder.pretrained=opneai"],
-        "tags: openai",
+        "did you mean openai",
     ),
     "no file of weights": (
         ["encoder.arch=ViT-B-32", "encoder.pretrained=/weights/ViT-B-32.pt"],

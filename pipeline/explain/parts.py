@@ -6,10 +6,11 @@ and where the recipe makes small weights itself their sizes are taken from `pret
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 
@@ -24,6 +25,8 @@ from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import Blueprint
 from pipeline.models.scratch import CLIP_CONFIG, write_configs
 from pipeline.phases import Group, Segment, encoder_groups, part_groups
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,13 @@ class Census:
 
 
 def census(
-    config: Config, name: str, segment: Segment, *, precision: str, captions: float, ranks: int
+    config: Config,
+    name: str,
+    segment: Segment,
+    *,
+    precision: str,
+    captions: float | None,
+    ranks: int,
 ) -> Census:
     """Counts the model of a segment.
 
@@ -57,7 +66,7 @@ def census(
         name: the phase.
         segment: which of it.
         precision: of the compute dtype.
-        captions: of a record, on average.
+        captions: of a record, on average; None leaves the activations out, which take longest.
         ranks: that share a global batch.
 
     Raises:
@@ -101,15 +110,15 @@ def sketch_language_model(
 
 
 @contextmanager
-def with_sketches(config: Config) -> Iterator[tuple[Config, bool]]:
+def with_sketches(config: Config) -> Iterator[Config]:
     """The recipe with configurations in place of small weights that are still to be made.
 
-    Yields it, and whether anything was replaced; the configurations go when the block ends.
+    The configurations are gone when the block ends.
     """
     clip, llm = _scratch_folders(config)
     replaced = {"clip": clip is not None, "llm": llm is not None}
     if not any(replaced.values()):
-        yield config, False
+        yield config
         return
     with tempfile.TemporaryDirectory() as folder:
         write_configs(Path(folder), config.pretrain.scratch)
@@ -117,7 +126,7 @@ def with_sketches(config: Config) -> Iterator[tuple[Config, bool]]:
         path = f"{folder}/llm" if replaced["llm"] else config.llm.path
         encoder: EncoderConfig = replace(config.encoder, arch=arch)
         language: LLMConfig = replace(config.llm, path=path)
-        yield replace(config, encoder=encoder, llm=language), True
+        yield replace(config, encoder=encoder, llm=language)
 
 
 def _scratch_folders(config: Config) -> tuple[Path | None, Path | None]:
@@ -132,7 +141,7 @@ def _scratch_folders(config: Config) -> tuple[Path | None, Path | None]:
 
 
 def _contrastive(
-    config: Config, name: str, phase: EncoderAdaptConfig, *, precision: str, captions: float
+    config: Config, name: str, phase: EncoderAdaptConfig, *, precision: str, captions: float | None
 ) -> Census:
     sketch = sketch_clip(config.encoder)
     clip = sketch.model.to(dtype_of(precision))
@@ -141,18 +150,17 @@ def _contrastive(
     assert isinstance(visual, nn.Module)
     tower, whole = _count(visual), _count(clip)
     rest = Part(whole.total - tower.total, whole.trained - tower.trained)
-    activations: int | None
-    try:
-        activations = pair_activations(
+    activations = None
+    if captions is not None:
+        activations = _traced(
+            pair_activations,
             clip,
             images=phase.micro_batch,
-            texts=round(phase.micro_batch * (captions if phase.captions == "all" else 1)),
+            texts=_texts(phase, captions),
             image_size=sketch.image_size,
             context=sketch.context_length,
             layers=len(depth_groups(visual)) - 2 if phase.activation_checkpointing else 0,
         )
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        activations = None  # not every tower runs on the meta device
     return Census(
         {"encoder": tower, "text": rest},
         _rates(groups),
@@ -169,7 +177,7 @@ def _language(
     segment: Segment,
     *,
     precision: str,
-    captions: float,
+    captions: float | None,
 ) -> Census:
     chosen = family(config.family)
     encoder, model = sketch_language_model(config, precision=precision)
@@ -180,22 +188,34 @@ def _language(
     groups = part_groups(modules, segment, phase)
     parts |= {part: _count(module) for part, module in modules.items()}
     layers = int(getattr(model.llm.config.get_text_config(), "num_hidden_layers", 1))
-    activations: int | None
-    logits: int | None
-    try:
-        activations, logits = language_activations(
+    traced = None
+    if captions is not None:
+        traced = _traced(
+            language_activations,
             model,
-            rows=round(phase.micro_batch * (captions if phase.captions == "all" else 1)),
+            rows=_texts(phase, captions),
             prefix=len(chosen.prompt_ids(config)),
             tokens=config.data.max_tokens,
             width=None if encoder is None else encoder.width,
             layers=layers if phase.activation_checkpointing else 0,
         )
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        activations = logits = None  # not every model runs on the meta device
+    activations, logits = traced or (None, None)
     parameters = _parameters(model, ds.read_ds_config(name, phase.ds_config))
     width = encoder.width if encoder is not None and config.data.cache_features else None
     return Census(parts, _rates(groups), parameters, activations, logits, width)
+
+
+def _texts(phase: PhaseConfig, captions: float) -> int:
+    """Of a micro-batch."""
+    return round(phase.micro_batch * (captions if phase.captions == "all" else 1))
+
+
+def _traced(trace: Callable[..., T], model: nn.Module, **sizes: int | None) -> T | None:
+    """What `trace` finds, or None where the model cannot run on the meta device."""
+    try:
+        return trace(model, **sizes)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return None
 
 
 def _count(module: nn.Module) -> Part:

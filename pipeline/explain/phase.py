@@ -24,13 +24,19 @@ from pipeline.phases import predecessor, segments
 
 
 def plan_phase(
-    config: Config, name: str, train: Outlook, *, precision: str, ranks: int
+    config: Config,
+    name: str,
+    train: Outlook,
+    *,
+    precision: str,
+    ranks: int,
+    activations: bool = True,
 ) -> PhasePlan:
     """Counts a phase's segments. config: effective, with sketches for what is still to be made."""
     phase: PhaseConfig = getattr(config, name)
     per_epoch = None if not train.records else math.ceil(train.records / phase.global_batch)
     stretches = segments(name, phase, per_epoch or 1)
-    captions = train.captions_or_assumed
+    captions = train.captions_or_assumed if activations else None
     try:
         counts = tuple(
             census(config, name, each, precision=precision, captions=captions, ranks=ranks)

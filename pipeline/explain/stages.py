@@ -40,7 +40,7 @@ def explain_phase(config: Config, world: World, name: str) -> str:
     train = outlook(config, config.data.train_split)
     config = _effective(config, train)
     precision = resolve_precision(config.precision, world.device)
-    with with_sketches(config) as (sketched, _):
+    with with_sketches(config) as sketched:
         plans = _plans(sketched, chain(config, name), train, precision, world)
         found = _standings(config, plans, precision, world)
         parts = [
@@ -60,7 +60,7 @@ def explain_evaluate(config: Config, world: World) -> str:
     config = _effective(config, train)
     precision = resolve_precision(config.precision, world.device)
     enabled = [name for name in PHASES[1:] if getattr(config, name).enabled]
-    with with_sketches(config) as (sketched, _):
+    with with_sketches(config) as sketched:
         path = chain(config, enabled[-1]) if enabled else []
         plans = _plans(sketched, path, train, precision, world)
         parts = [
@@ -87,7 +87,7 @@ def explain_pretrain(config: Config, world: World) -> str:
         there = (Path(out) / folder).is_dir()
         state = "there already, left alone" if there else "would be made"
         parts.append(section(str(Path(out) / folder), [(state, train.detail)]))
-        with with_sketches(recipe) as (sketched, _):
+        with with_sketches(recipe) as sketched:
             (plan,) = _plans(sketched, [name], train, precision, world)
             if plan.counts:
                 parts.append(parameter_table([plan]))

@@ -277,10 +277,12 @@ def _check_pretrained(arch: str, pretrained: str) -> bool:
             "of its tags, or null for random weights"
         )
     if not tag:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
+        tags = open_clip.list_pretrained_tags_by_model(arch)
+        near = difflib.get_close_matches(pretrained, tags, n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}" if near else f"tags: {', '.join(tags) or 'none'}"
         raise ConfigError(
-            f"encoder.pretrained: {pretrained} is neither a file nor a tag of {arch}; "
-            f"tags: {tags}; or null for random weights"
+            f"encoder.pretrained: {pretrained} is neither a file nor a tag of {arch}; {hint}, or "
+            "null for random weights"
         )
     # open_clip only warns when the activation is not the one the weights were trained with.
     wants = bool(tag.get("quick_gelu", False))
