@@ -22,6 +22,7 @@ from pipeline.errors import CheckpointError
 from pipeline.models.encoder import ImageEncoder, Transform, load_image_encoder
 from pipeline.models.families import family
 from pipeline.models.llm import load_tokenizer
+from pipeline.models.lora import is_adapter, stable_name
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import Placement
 from pipeline.splits import NO_IMAGES, Images, Split, decoded
@@ -36,6 +37,7 @@ class CaptionModel:
     model: MultimodalLM
     tokenizer: PreTrainedTokenizerBase
     images: Mapping[str, Images]  # by split
+    decoded: Images  # for images that belong to no split; the model needs its encoder then
 
 
 def build_caption_model(
@@ -57,16 +59,15 @@ def build_caption_model(
     if not chosen.SEES_IMAGES:
         model = chosen.build(config, dtype=dtype, placement=placement, with_encoder=False)
         overlay(model.llm, start, "llm.", placement)
-        return CaptionModel(model, tokenizer, dict.fromkeys(splits, NO_IMAGES))
+        return CaptionModel(model, tokenizer, dict.fromkeys(splits, NO_IMAGES), NO_IMAGES)
     encoder, transform = load_image_encoder(config.encoder, seed=config.seed)
     overlay(encoder, start, "encoder.", Placement())
     encoder.requires_grad_(False)
-    size = _image_size(transform)
-    plain = dict.fromkeys(splits, decoded(transform, size))
-    images = plain
+    plain = decoded(transform, _image_size(transform))
+    images = dict.fromkeys(splits, plain)
     if config.data.cache_features:
         images = {
-            name: _cached(config, name, splits[name], plain[name], encoder, dtype, world)
+            name: _cached(config, name, splits[name], plain, encoder, dtype, world)
             for name in splits
         }
     width = encoder.width
@@ -80,7 +81,7 @@ def build_caption_model(
     )
     overlay(model.st, start, "st.", placement)
     overlay(model.llm, start, "llm.", placement)
-    return CaptionModel(model, tokenizer, images)
+    return CaptionModel(model, tokenizer, images, plain)
 
 
 def overlay(
@@ -88,10 +89,12 @@ def overlay(
 ) -> None:
     """Writes the tensors whose names start with `prefix` over the module's own, one by one.
 
+    Names are those of exports, where a layer's weights are called alike with and without adapters.
+
     Raises CheckpointError for a tensor that the module does not have, or has in another shape, on
     every rank alike and before anything is written.
     """
-    named = dict(module.named_parameters())
+    named = {stable_name(name): each for name, each in module.named_parameters()}
     mine = check_overlay(module, tensors, prefix, placement)
     for name, exported in mine.items():
         with placement.writable([named[name]]) as writes:
@@ -107,13 +110,14 @@ def check_overlay(
 
     Reads shapes alone. Raises CheckpointError as `overlay` does.
     """
-    named = dict(module.named_parameters())
+    named = {stable_name(name): each for name, each in module.named_parameters()}
     mine = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
     for name, exported in mine.items():
         if name not in named:
+            adapters = " (set llm.lora to what it was trained with)" if is_adapter(name) else ""
             raise CheckpointError(
                 f"the export holds {exported}, which this model does not have; use the recipe that "
-                "made the export, or another init_from="
+                f"made the export{adapters}, or another init_from="
             )
         ours, theirs = tuple(placement.shape(named[name])), _shape(tensors, exported)
         if ours != theirs:

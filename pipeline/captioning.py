@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import EvaluateConfig
 from pipeline.data.collate import Batch, LanguageBatch, to_device
+from pipeline.errors import ConfigError
 from pipeline.models.multimodal import MultimodalLM
 
 
@@ -26,7 +27,7 @@ def caption_batches(
 ) -> dict[str, str]:
     """Record key -> generated caption, for this rank's prompt batches (one row a record)."""
     captions: dict[str, str] = {}
-    eos = tokenizer.eos_token_id
+    ends = end_ids(tokenizer, settings.stop)
     for batch in batches:
         moved = to_device(batch, device, dtype)
         assert isinstance(moved, LanguageBatch)
@@ -39,11 +40,29 @@ def caption_batches(
             max_new_tokens=settings.max_new_tokens,
             num_beams=settings.beams,
             length_penalty=settings.length_penalty,
-            eos_token_id=eos,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos,
+            eos_token_id=ends,
+            pad_token_id=ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
             synced_gpus=synced,
         )
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
         for key, text in zip(moved.keys, texts, strict=False):
             captions[key] = " ".join(text.split())
     return captions
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, stop: str | None) -> list[int]:
+    """The tokens that end a caption: EOS, and the one of `evaluate.stop`.
+
+    Raises:
+        ConfigError: `stop` is not exactly one token of this tokenizer.
+    """
+    eos = int(tokenizer.eos_token_id)
+    if stop is None:
+        return [eos]
+    found = tokenizer.encode(stop, add_special_tokens=False)
+    if len(found) != 1:
+        raise ConfigError(
+            f"evaluate.stop={stop!r} is {len(found)} tokens of this LLM; give a text of one token, "
+            "such as '.', or null for EOS alone"
+        )
+    return [eos, int(found[0])]

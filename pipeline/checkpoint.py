@@ -19,11 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.config import Config
 from pipeline.dist import wait_for_all
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError
+from pipeline.exports import DETAILS, RECIPE, WEIGHTS, is_export
+from pipeline.recipe import save_recipe
 
-WEIGHTS = "weights.safetensors"
+IMPORTED = "imported"  # the `phase` of an export that no phase of ours has made
 _STATE = "state.json"
 
 
@@ -129,17 +132,23 @@ def check_checkpoint(path: Path, fingerprint: str, ranks: int, layout: str) -> P
 
 
 def save_export(
-    folder: Path, tensors: Mapping[str, Tensor], progress: Progress, details: Mapping[str, Any]
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    progress: Progress,
+    details: Mapping[str, Any],
+    config: Config,
 ) -> None:
     """Writes an export folder by rename; call on one rank only.
 
     tensors: by exported name. details: the recipe's fingerprint and what the next reader wants.
+    config: the recipe that made it, kept beside the tensors.
     """
     writing = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
     save_file({name: each.contiguous() for name, each in tensors.items()}, writing / WEIGHTS)
-    write_json(writing / "export.json", {**details, "progress": asdict(progress)})
+    save_recipe(config, writing / RECIPE)
+    write_json(writing / DETAILS, {**details, "progress": asdict(progress)})
     for path in writing.iterdir():
         sync(path)
     if folder.exists():
@@ -150,8 +159,8 @@ def save_export(
 
 def read_export(folder: Path) -> dict[str, Any] | None:
     """The export's JSON; None when there is no complete export at `folder`."""
-    path = folder / "export.json"
-    if not path.is_file() or not (folder / WEIGHTS).is_file():
+    path = folder / DETAILS
+    if not is_export(folder):
         return None
     try:
         loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -160,6 +169,15 @@ def read_export(folder: Path) -> dict[str, Any] | None:
             f"{path} cannot be read ({error}); delete the folder, the phase makes it again"
         ) from error
     return loaded
+
+
+def check_has_st(folder: Path) -> None:
+    """Raises CheckpointError for an export that cannot caption: it holds no trained ST."""
+    if not any(name.startswith("st.") for name in ExportTensors(folder)):
+        raise CheckpointError(
+            f"{folder} holds no ST network, so it cannot caption; name an export of st_align or "
+            "llm_tune"
+        )
 
 
 class ExportTensors(Mapping[str, Tensor]):

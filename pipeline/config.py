@@ -48,7 +48,7 @@ class EncoderConfig:
 class STConfig:
     """The network from image features to the LLM's embedding space."""
 
-    kind: str = one_of("mlp", "mlp", "transformer")
+    kind: str = one_of("mlp", "mlp", "transformer", "linear")
     prefix_length: int = positive(10)  # embeddings handed to the LLM for one image
     hidden: int | None = not_negative(None)  # mlp: null = LLM width * prefix_length / 2
     clip_length: int = positive(10)  # transformer: tokens that the image feature is unfolded into
@@ -57,11 +57,24 @@ class STConfig:
 
 
 @dataclass
+class LoRAConfig:
+    """Low-rank adapters for the language model; with them its own weights never train."""
+
+    rank: int = not_negative(0)  # of each update; 0 = no adapters
+    alpha: int = positive(16)  # an update counts alpha / rank times
+    dropout: float = not_negative(0.0)  # of an adapter's input, while it trains
+    # Linear layers by the end of their names ([c_attn, c_proj]), or [all-linear] for all but the
+    # output head; null = peft's choice for the architecture.
+    targets: list[str] | None = None
+
+
+@dataclass
 class LLMConfig:
     """The language model, any causal LM of transformers."""
 
     path: str = path("gpt2")  # a local folder, or a name on the hub
     dropout: float | None = not_negative(None)  # null keeps what the model's own config says
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
 
 
 @dataclass
@@ -95,12 +108,13 @@ class PhaseConfig:
     epochs: float = positive(1.0)
     max_steps: int | None = None  # ends the phase earlier; the schedule spans this many steps
     lr: float = positive(1e-4)
-    weight_decay: float = not_negative(0.01)
+    weight_decay: float = not_negative(0.01)  # of matrices; vectors (norms, biases) have none
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     eps: float = positive(1e-8)
     clip_norm: float = not_negative(1.0)  # of the global gradient; 0 switches clipping off
     warmup_steps: int = not_negative(0)
     schedule: str = one_of("cosine", "cosine", "linear", "constant")
+    ema: float = not_negative(0.0)  # decay of a moving average that is exported; 0 = the last step
     activation_checkpointing: bool = False
     log_every: int = positive(10)  # steps
     checkpoint_every: int = positive(500)  # steps
@@ -119,6 +133,9 @@ class EncoderAdaptConfig(PhaseConfig):
     lr: float = positive(1e-5)
     train: str = "all"  # all, or last:N (the last N blocks and what follows them)
     layer_decay: float = positive(1.0)  # a block's learning rate is this times the next one's
+    text: str = one_of("train", "train", "locked")  # locked: the text tower stays as it came
+    loss: str = one_of("infonce", "infonce", "siglip")
+    merge_alpha: float = not_negative(1.0)  # the export: 0 = the original, 1 = the trained weights
 
 
 @dataclass
@@ -161,12 +178,33 @@ class EvaluateConfig:
     beams: int = positive(5)
     max_new_tokens: int = positive(40)
     length_penalty: float = 1.0  # 1 = mean log-probability, as the reference
+    stop: str | None = None  # a text of one token that ends a caption and stays in it; null = EOS
+    # an export, phase or run to score; null = this run's last phase
+    export: str | None = path(None)
     metrics: list[str] = field(
         default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider", "spice"]
     )
-    spice_models: str | None = path(
-        None
-    )  # folder of SPICE's jars; null = pycocoevalcap's own, if there
+    # folder of SPICE's jars; null = pycocoevalcap's own, if there
+    spice_models: str | None = path(None)
+
+
+@dataclass
+class CaptionConfig:
+    """Captions for one's own images; the keys of `stages/caption.py`."""
+
+    checkpoint: str = path()  # an export, a phase's folder or a run's; its recipe comes along
+    images: str = path()  # a folder (with all below it), a file, or a pattern such as 'a/*.jpg'
+    out: str = path()  # folder; empty = runs/<name>/captions
+    shown: int = not_negative(300)  # images in the HTML sheet; the JSON lines hold all
+
+
+@dataclass
+class ExportConfig:
+    """Models in and out; the keys of `stages/export.py`: either `official` or `checkpoint`."""
+
+    official: str = path()  # a checkpoint of the reference, which becomes an export
+    checkpoint: str = path()  # an export, phase or run, which becomes folders for other libraries
+    out: str = path()  # folder; must not exist, or be empty
 
 
 @dataclass
@@ -176,9 +214,8 @@ class PrepareConfig:
     source: str = ""  # coco, flickr8k or scenes
     out: str = path()  # folder; each split becomes a sub-folder
     images: str = path()  # coco, flickr8k: the image folder
-    annotations: list[str] = field(
-        default_factory=list, metadata={"path": True}
-    )  # coco: annotation JSON files
+    # coco: annotation JSON files
+    annotations: list[str] = field(default_factory=list, metadata={"path": True})
     karpathy: str = path()  # coco: dataset_coco.json, whose splits (and sentences) are used
     split: str = "train"  # coco without karpathy and lists: what the annotations become
     captions: str = path()  # flickr8k: captions.txt
@@ -249,5 +286,7 @@ class Config:
     st_align: STAlignConfig = field(default_factory=STAlignConfig)
     llm_tune: LLMTuneConfig = field(default_factory=LLMTuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    caption: CaptionConfig = field(default_factory=CaptionConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     prepare: dict[str, PrepareConfig] = field(default_factory=dict)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

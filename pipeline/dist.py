@@ -10,15 +10,17 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -159,6 +161,21 @@ def gather_json(value: Any, world: World) -> list[Any]:
 def from_main(value: Any, world: World) -> Any:
     """Rank 0's JSON-able `value`, on every rank: for what ranks could see differently on disk."""
     return gather_json(value if world.is_main else None, world)[0]
+
+
+def on_main(action: Callable[[], T], world: World) -> T:
+    """What rank 0's `action` returns (JSON-able), on every rank; so is its UserError."""
+    result, failure = None, None
+    if world.is_main:
+        try:
+            result = action()
+        except UserError as error:
+            failure = error
+    message = from_main(None if failure is None else str(failure), world)
+    if message is not None:
+        raise failure or UserError(message)
+    found: T = from_main(result, world)
+    return found
 
 
 def gather_rows(rows: torch.Tensor, world: World) -> list[torch.Tensor]:

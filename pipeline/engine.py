@@ -26,11 +26,12 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import nn
 
 from pipeline import ds_config as ds
+from pipeline.averages import Blend, MovingAverage, as_trained
 from pipeline.config import PhaseConfig
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.placement import Placement
-from pipeline.phases import Group
+from pipeline.phases import Group, split_by_decay
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -100,9 +101,8 @@ class ZeroPlacement(Placement):
     @contextlib.contextmanager
     def writable(self, parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
         """The full parameters inside; what rank 0 writes is what all partitions become."""
-        partitioned = [each for each in parameters if hasattr(each, "ds_id")]
-        with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
-            yield True if not partitioned else torch.distributed.get_rank() == 0
+        with _writable(parameters) as writes:
+            yield writes
 
 
 def placement_for(loaded: dict[str, Any], precision: str, world: World) -> Placement:
@@ -146,7 +146,7 @@ class Engine:
         loaded = ds.read_ds_config(name, phase.ds_config)
         self.world = world
         self.stage = ds.zero_stage(loaded)
-        self.groups = tuple(groups)
+        self.groups = tuple(split_by_decay(groups))
         self.layout = layout_of(loaded, precision)
         self._trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.trained_parameters = sum(_full_size(p) for _, p in self._trained)
@@ -160,16 +160,14 @@ class Engine:
         )
         _join()
         with _quiet():
-            optimizer = torch.optim.AdamW(
-                [{"params": each.parameters, "lr": phase.lr * each.lr_scale} for each in groups],
-                betas=(phase.betas[0], phase.betas[1]),
-                eps=phase.eps,
-                weight_decay=phase.weight_decay,
-            )
+            optimizer = _adamw(self.groups, phase)
             self._engine: Any = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )[0]
         self.module = module
+        # Only now: without ZeRO, DeepSpeed takes a step without gradients to make the moments.
+        self._average = MovingAverage(optimizer, phase.ema) if phase.ema else None
+        self._masters = {} if self.stage else _masters(self._engine.optimizer, self.groups)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A forward pass of the module."""
@@ -180,7 +178,10 @@ class Engine:
         self._engine.train(mode)
 
     def set_lr(self, lr: float) -> dict[str, float]:
-        """Sets every group's learning rate to its share of `lr`; returns them by group name."""
+        """Sets every group's learning rate to its share of `lr`; returns them by group name.
+
+        The two groups of one name (what decays, what does not) have the same rate.
+        """
         rates = {each.name: lr * each.lr_scale for each in self.groups}
         for group, each in zip(self._engine.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = rates[each.name]
@@ -224,21 +225,71 @@ class Engine:
                 "same command goes on from the one before"
             ) from error
 
-    def trained_tensors(self) -> dict[str, torch.Tensor]:
-        """The trained parameters in float32 on the CPU of rank 0; empty on the other ranks."""
+    def settle(self, blend: Blend = as_trained) -> None:
+        """Makes the module what its export will be: for after the last step, on every rank.
+
+        The average over steps where the phase has one, then `blend`. Afterwards the forward passes
+        (of the last validation) are the export's; a further step would start from the average.
+        """
+        if self._average is not None:
+            self._average.put_in_place()
+        for name, parameter in self._trained:
+            value = blend(name, self._full(parameter))
+            with _writable([parameter]) as writes, torch.no_grad():
+                if writes:
+                    parameter.copy_(value)
+
+    def trained_tensors(self, blend: Blend = as_trained) -> dict[str, torch.Tensor]:
+        """The trained parameters in float32 on the CPU of rank 0; empty on the other ranks.
+
+        blend: of each trained tensor; the average over steps is in it only after `settle`.
+        """
         gathered = {}
         for name, parameter in self._trained:
-            value = safe_get_full_fp32_param(parameter)
-            if value is None:
-                value = parameter
+            value = self._full(parameter)
             if self.world.is_main:
-                gathered[name] = value.detach().to("cpu", torch.float32).clone()
+                blended = blend(name, value).detach()
+                gathered[name] = blended.to("cpu", torch.float32).clone()
         return gathered
+
+    def _full(self, parameter: nn.Parameter) -> torch.Tensor:
+        """The whole parameter, from its float32 master where DeepSpeed keeps one; on every rank."""
+        value: torch.Tensor | None = safe_get_full_fp32_param(parameter)
+        return self._masters.get(parameter, parameter).detach() if value is None else value
 
     def close(self) -> None:
         """Frees what DeepSpeed holds, so that the next segment finds the memory."""
         with _quiet():
             self._engine.destroy()
+
+
+def _adamw(groups: Sequence[Group], phase: PhaseConfig) -> torch.optim.AdamW:
+    options = [
+        {
+            "params": each.parameters,
+            "lr": phase.lr * each.lr_scale,
+            "weight_decay": phase.weight_decay if each.decays else 0.0,
+        }
+        for each in groups
+    ]
+    return torch.optim.AdamW(options, betas=(phase.betas[0], phase.betas[1]), eps=phase.eps)
+
+
+def _masters(optimizer: Any, groups: Sequence[Group]) -> dict[nn.Parameter, torch.Tensor]:
+    """Each parameter's float32 master without ZeRO, where the safe_get functions find none."""
+    return {
+        parameter: master
+        for group, theirs in zip(groups, optimizer.param_groups, strict=True)
+        for parameter, master in zip(group.parameters, theirs["params"], strict=True)
+    }
+
+
+@contextlib.contextmanager
+def _writable(parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
+    """See `Placement.writable`; parameters that are not partitioned are written by every rank."""
+    partitioned = [each for each in parameters if hasattr(each, "ds_id")]
+    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
+        yield True if not partitioned else torch.distributed.get_rank() == 0
 
 
 def _full_size(parameter: nn.Parameter) -> int:

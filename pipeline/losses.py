@@ -49,11 +49,8 @@ def contrastive_loss(
     of the row's softmax. Radford et al., "Learning Transferable Visual Models", 2021, figure 3,
     with that exception.
     """
-    own_record, own_text = identity[rows].unbind(1)
-    same = (own_record[:, None] == identity[None, :, 0]) | (own_text[:, None] == identity[:, 1])
     targets = torch.arange(rows.start, rows.stop, device=identity.device)
-    itself = F.one_hot(targets, len(identity)).bool()
-    excluded = same & ~itself  # (b, B)
+    excluded, _ = _others_and_itself(identity, rows)
     to_text = scale * image_features[rows] @ text_features.T
     to_image = scale * text_features[rows] @ image_features.T
     total = to_text.new_zeros(())
@@ -61,3 +58,34 @@ def contrastive_loss(
         masked = logits.float().masked_fill(excluded, float("-inf"))
         total = total + F.cross_entropy(masked, targets, reduction="sum") / 2
     return total
+
+
+def sigmoid_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    constants: Tensor,
+    identity: Tensor,
+    *,
+    rows: slice,
+) -> Tensor:
+    """SigLIP: each image of the own rows with each text is a pair or none, as a sum over rows.
+
+    constants: (2,), the inverse temperature t and the bias b; the rest as in `contrastive_loss`,
+    whose exception holds here too: what is no negative is no positive either, it is left out.
+    The sum of -log sigmoid(z (t x.y + b)) with z = 1 for pairs and -1 otherwise: Zhai et al.,
+    "Sigmoid Loss for Language Image Pre-Training", 2023, algorithm 1.
+    """
+    scale, bias = constants.unbind()
+    excluded, itself = _others_and_itself(identity, rows)
+    logits = scale * image_features[rows] @ text_features.T + bias  # (b, B)
+    each = -F.logsigmoid(torch.where(itself, logits, -logits).float())
+    return each.masked_fill(excluded, 0.0).sum()
+
+
+def _others_and_itself(identity: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """(b, B) masks for the own rows: other rows of the same record or text; the row itself."""
+    own_record, own_text = identity[rows].unbind(1)
+    same = (own_record[:, None] == identity[None, :, 0]) | (own_text[:, None] == identity[:, 1])
+    targets = torch.arange(rows.start, rows.stop, device=identity.device)
+    itself = F.one_hot(targets, len(identity)).bool()
+    return same & ~itself, itself

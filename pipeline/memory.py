@@ -50,7 +50,12 @@ class Memory:
 
 
 def training_memory(
-    parameters: Parameters, ds_config: Mapping[str, Any], *, precision: str, ranks: int
+    parameters: Parameters,
+    ds_config: Mapping[str, Any],
+    *,
+    precision: str,
+    ranks: int,
+    averaged: bool = False,
 ) -> Memory:
     """States of a training step on one rank.
 
@@ -66,6 +71,7 @@ def training_memory(
         ds_config: DeepSpeed's JSON, as in `ds_configs/`.
         precision: bf16, fp16 or fp32.
         ranks: N.
+        averaged: a moving average of the weights is kept, in float32, with the moments.
     """
     zero = ds_config.get("zero_optimization", {})
     stage = int(zero.get("stage", 0))
@@ -79,7 +85,7 @@ def training_memory(
         gradients += 4 * (min(cast, _sub_group(zero)) if stage == 3 else cast)
     # Plain float32 without ZeRO steps on the weights themselves: no masters.
     masters = _MASTER_AND_MOMENTS if stage or size < 4 else 8
-    optimizer = masters * trained / share
+    optimizer = (masters + 4 * averaged) * trained / share
     buckets = size * _bucket(trained, zero) * (2 if stage == 2 and zero.get("overlap_comm") else 1)
     host = 0.0
     if _offloads(zero, "offload_optimizer"):
@@ -96,7 +102,12 @@ def persistence_threshold(ds_config: Mapping[str, Any]) -> int:
 
 
 def checkpoint_bytes(
-    trained: int, ds_config: Mapping[str, Any], *, precision: str, ranks: int
+    trained: int,
+    ds_config: Mapping[str, Any],
+    *,
+    precision: str,
+    ranks: int,
+    averaged: bool = False,
 ) -> float:
     """Of one checkpoint, all ranks together: what trains, its masters and its moments.
 
@@ -104,7 +115,7 @@ def checkpoint_bytes(
     ZeRO-3 (masters and moments), and the weight itself below.
     """
     stage = int(ds_config.get("zero_optimization", {}).get("stage", 0))
-    each = _MASTER_AND_MOMENTS + (0 if stage == 3 else BYTES[precision])
+    each = _MASTER_AND_MOMENTS + 4 * averaged + (0 if stage == 3 else BYTES[precision])
     return each * trained + 30_000 * ranks
 
 

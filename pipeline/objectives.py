@@ -5,8 +5,10 @@ micro-batches or padding. An objective knows the engine and its task module, not
 schedule or the data set.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -15,12 +17,17 @@ from torch import Tensor, nn
 from pipeline.data.collate import Batch, ContrastiveBatch, LanguageBatch, to_device
 from pipeline.dist import World, add_over_ranks, gather_rows, sum_over_ranks
 from pipeline.engine import Engine
-from pipeline.losses import alignment_loss, contrastive_loss, language_loss
+from pipeline.losses import alignment_loss, contrastive_loss, language_loss, sigmoid_loss
 from pipeline.models.encoder import hold_batch_norm
+from pipeline.models.lora import stable_name
 from pipeline.models.multimodal import MultimodalLM
 
 # The inverse temperature's upper bound: Radford et al., 2021, section 2.5.
 _HOTTEST = 100.0
+
+# Where SigLIP starts, as logarithm of the inverse temperature and as bias: Zhai et al., 2023,
+# section 3.2. The bias is large because almost all of the B x B pairs are negatives.
+_SIGLIP_START = {"logit_scale": math.log(10.0), "logit_bias": -10.0}
 
 
 class Task(nn.Module):
@@ -40,8 +47,8 @@ class LanguageTask(Task):
         self.label_smoothing = label_smoothing
 
     def exported(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Drops the wrapper: `model.st.x` is exported as `st.x`."""
-        return {name.removeprefix("model."): each for name, each in trained.items()}
+        """Drops the wrappers, ours and peft's: `model.st.x` is exported as `st.x`."""
+        return {stable_name(n.removeprefix("model.")): each for n, each in trained.items()}
 
     def forward(self, batch: LanguageBatch) -> tuple[Tensor, Tensor]:
         """(sum of the token losses, sum of the alignment terms) of a micro-batch."""
@@ -60,11 +67,21 @@ class LanguageTask(Task):
 
 
 class ContrastiveTask(Task):
-    """An open_clip model, both towers."""
+    """An open_clip model, both towers.
 
-    def __init__(self, clip: nn.Module) -> None:
+    loss: infonce or siglip; a model without SigLIP's bias gets one, and SigLIP's temperature.
+    """
+
+    def __init__(self, clip: nn.Module, *, loss: str = "infonce") -> None:
         super().__init__()
         self.clip = clip
+        self.pair_loss = _PAIR_LOSSES[loss]
+        self._sigmoid = loss == "siglip"
+        self._added = set[str]()
+        if self._sigmoid and getattr(clip, "logit_bias", None) is None:
+            self._added.add("clip.logit_bias")
+            for name, value in _SIGLIP_START.items():
+                setattr(clip, name, nn.Parameter(torch.tensor(value)))
         # DeepSpeed's broadcast cannot view a scalar as bytes: the temperature trains as (1,).
         scalars = {n: p for n, p in clip.named_parameters(recurse=False) if p.dim() == 0}
         self._shapes = {f"clip.{name}": each.shape for name, each in scalars.items()}
@@ -72,29 +89,48 @@ class ContrastiveTask(Task):
             setattr(clip, name, nn.Parameter(each.detach().reshape(1)))
 
     def train(self, mode: bool = True) -> "ContrastiveTask":
-        """Sets the mode of everything but batch normalisation, which stays in eval."""
+        """Sets the mode of what trains; batch normalisation and locked towers stay in eval."""
         super().train(mode)
         hold_batch_norm(self)
+        for tower in self.clip.children():
+            if not any(each.requires_grad for each in tower.parameters()):
+                tower.eval()
         return self
 
     def exported(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The image tower is exported as every family's encoder, the rest as `text`."""
+        """The image tower is exported as every family's encoder, the rest as `text`.
+
+        A bias that was added here is not: the model that an export is laid over has none.
+        """
         named = {}
         for name, tensor in trained.items():
+            if name in self._added:
+                continue
             inner = name.removeprefix("clip.")
             part = "encoder" if inner.startswith("visual.") else "text"
             named[f"{part}.{inner}"] = tensor.reshape(self._shapes.get(name, tensor.shape))
         return named
 
     def forward(self, batch: ContrastiveBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised features of the N pairs, (N, E) and (N, E), and the inverse temperature."""
+        """Normalised features of the N pairs, (N, E) and (N, E), and the loss's constants.
+
+        These are the inverse temperature, (1,), and with SigLIP the bias, (2,).
+        """
         output: Any = self.clip(batch.images, batch.text)
         if isinstance(output, dict):
-            image, text = output["image_features"], output["text_features"]
-            scale = output["logit_scale"]
+            names = ("image_features", "text_features", "logit_scale", "logit_bias")
+            output = tuple(output[name] for name in names if name in output)
+        image, text, scale = output[:3]
+        if self._sigmoid:
+            constants = torch.cat([scale.reshape(1), output[3].reshape(1)])
         else:
-            image, text, scale = output[:3]
-        return image[batch.image_rows], text, scale.clamp(max=_HOTTEST)
+            constants = scale.clamp(max=_HOTTEST)
+        return image[batch.image_rows], text, constants
+
+
+_PAIR_LOSSES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+    {"infonce": contrastive_loss, "siglip": sigmoid_loss}
+)
 
 
 @dataclass(frozen=True)
@@ -138,15 +174,17 @@ class LanguageObjective:
 
 
 class ContrastiveObjective:
-    """Symmetric InfoNCE over the global batch, whatever the micro-batch.
+    """A loss of all pairs of the global batch (InfoNCE, SigLIP), whatever the micro-batch.
 
     GradCache (Gao et al., 2021): features without a graph, the loss's gradient with respect to all
     features, then a second forward whose outputs are multiplied by it. With a single micro-batch
     the first forward keeps its graph and serves as the second.
     """
 
-    def __init__(self, engine: Engine, world: World, dtype: torch.dtype) -> None:
-        self.engine, self.world, self.dtype = engine, world, dtype
+    def __init__(
+        self, engine: Engine, world: World, dtype: torch.dtype, loss: Callable[..., Tensor]
+    ) -> None:
+        self.engine, self.world, self.dtype, self.loss = engine, world, dtype, loss
 
     def step(self, batches: Sequence[Batch]) -> StepLoss:
         """Gradients of the mean over the global batch's pairs."""
@@ -186,7 +224,7 @@ class ContrastiveObjective:
         text_all = torch.cat(texts).requires_grad_()
         scale = outputs[0][2].detach().requires_grad_()
         pairs = len(image_all)
-        loss = contrastive_loss(image_all, text_all, scale, torch.cat(identities), rows=rows)
+        loss = self.loss(image_all, text_all, scale, torch.cat(identities), rows=rows)
         loss = loss / max(pairs, 1)
         wanted = (image_all, text_all, scale)
         image_gradient, text_gradient, scale_gradient = torch.autograd.grad(loss, wanted)

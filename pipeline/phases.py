@@ -5,7 +5,7 @@ and their absence (`baseline`) are decided here and nowhere else.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -20,6 +20,11 @@ from pipeline.config import (
 )
 from pipeline.errors import ConfigError
 from pipeline.models.encoder import depth_groups
+from pipeline.models.lora import trainable
+from pipeline.models.placement import full_shape
+
+# The learnt numbers of an image-text model: its (inverse) temperature, and SigLIP's bias.
+_CONSTANTS = ("logit_scale", "logit_bias")
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,31 @@ def predecessor(config: Config, name: str) -> str | None:
     return enabled[-1] if enabled else None
 
 
+def phases_before(config: Config, until: str) -> list[str]:
+    """The phases that must be finished before `until`, in order.
+
+    Not those before a phase with `init_from`, and none where `evaluate.export` is scored. config:
+    the effective one. until: a phase, or `evaluate`.
+    """
+    if until == "evaluate":
+        enabled = [name for name in PHASES if getattr(config, name).enabled]
+        if config.evaluate.export is not None or not enabled:
+            return []
+        return [*phases_before(config, enabled[-1]), enabled[-1]]
+    before = predecessor(config, until)
+    if before is None or getattr(config, until).init_from is not None:
+        return []
+    return [*phases_before(config, before), before]
+
+
 def as_baseline(config: Config, records: int) -> Config:
     """The same model with the EIM measures off, for the same number of records seen.
 
     records: in the training split. Without the measures there is one phase in one segment: all that
     the recipe's segments train (ST and LLM, or the ST alone) trains together at one learning rate,
-    the encoder stays as it came, plain cross-entropy. It sees as many records as the three phases
-    together.
+    the encoder stays as it came, plain cross-entropy, no average over steps. It sees as many
+    records as the three phases together. What the model is stays: with LoRA the baseline trains the
+    same adapters.
     """
     seen = 0
     for name in PHASES:
@@ -86,6 +109,7 @@ def as_baseline(config: Config, records: int) -> Config:
         max_steps=None,
         st_lr=None,
         label_smoothing=0.0,
+        ema=0.0,
     )
     return replace(
         config,
@@ -116,18 +140,21 @@ def learning_rate(phase: PhaseConfig, segment: Segment, step: int) -> float:
 
 @dataclass(frozen=True)
 class Group:
-    """Named parameters with their share of the learning rate."""
+    """Named parameters with their share of the learning rate, and whether weights decay."""
 
     name: str
     parameters: list[nn.Parameter]
     lr_scale: float
+    decays: bool = True
 
 
 def encoder_groups(clip: nn.Module, phase: EncoderAdaptConfig) -> list[Group]:
-    """Freezes what `train` leaves out, and groups the rest by depth for the layer-wise decay.
+    """Freezes what `train` and `text` leave out; groups the rest by depth for layer-wise decay.
 
     clip: an open_clip model; its `visual` is the tower, everything else is the text side, which
-    trains at the full rate. Layer-wise decay as in Clark et al., ELECTRA, 2020.
+    trains at the full rate; of a locked one the temperature alone trains. Layer-wise decay as in
+    Clark et al., ELECTRA, 2020; a locked tower as in Zhai et al., LiT, 2022, with the towers'
+    roles exchanged.
     """
     visual = clip.visual
     assert isinstance(visual, nn.Module)
@@ -151,24 +178,49 @@ def encoder_groups(clip: nn.Module, phase: EncoderAdaptConfig) -> list[Group]:
             label = "encoder" if phase.layer_decay == 1.0 else f"encoder/depth-{depth:02d}"
             found.append(Group(label, parameters, phase.layer_decay**distance))
     inside = {id(each) for each in named.values()}
-    text = [each for each in clip.parameters() if id(each) not in inside]
-    return [*_merged(found), Group("text", text, 1.0)]
+    text = {name: each for name, each in clip.named_parameters() if id(each) not in inside}
+    for name, each in text.items():
+        if phase.text == "locked" and name not in _CONSTANTS:
+            each.requires_grad_(False)
+    label = "text" if phase.text == "train" else "temperature"
+    trained = [each for each in text.values() if each.requires_grad]
+    return [*_merged(found), Group(label, trained, 1.0)]
 
 
 def part_groups(
     parts: Mapping[str, nn.Module], segment: Segment, phase: PhaseConfig
 ) -> list[Group]:
-    """Freezes all parts but the segment's, and groups those that train with their rates."""
+    """Freezes all parts but the segment's, and groups those that train with their rates.
+
+    Of a part with adapters these alone train.
+    """
     rates = dict.fromkeys(parts, 1.0)
     if isinstance(phase, LLMTuneConfig) and phase.st_lr is not None:
         rates["st"] = phase.st_lr / phase.lr
-    for part, module in parts.items():
-        module.requires_grad_(part in segment.train)
-    return [
-        Group(part, list(parts[part].parameters()), rates[part])
-        for part in segment.train
-        if part in parts
+    for module in parts.values():
+        module.requires_grad_(False)
+    groups = [
+        Group(part, trainable(parts[part]), rates[part]) for part in segment.train if part in parts
     ]
+    for each in (parameter for group in groups for parameter in group.parameters):
+        each.requires_grad_(True)
+    return groups
+
+
+def split_by_decay(groups: Sequence[Group]) -> list[Group]:
+    """Each group as what decays and what does not, of the same name; empty ones are left out.
+
+    Vectors and scalars do not decay: norms, biases, the temperature. Matrices do, embeddings and
+    learnt constants among them. As CLIP was trained (Radford et al., 2021, section 2.5: "all
+    weights that are not gains or biases"), and as open_clip and nanoGPT tell them apart.
+    """
+    found = []
+    for group in groups:
+        for decays in (True, False):
+            chosen = [p for p in group.parameters if (len(full_shape(p)) > 1) == decays]
+            if chosen:
+                found.append(Group(group.name, chosen, group.lr_scale, decays))
+    return found
 
 
 def _default_parts(name: str) -> tuple[str, ...]:

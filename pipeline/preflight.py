@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from pipeline.assemble import check_overlay
-from pipeline.checkpoint import WEIGHTS, ExportTensors, read_export
+from pipeline.captioning import end_ids
+from pipeline.checkpoint import ExportTensors
 from pipeline.config import PHASES, Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.dist import World, from_main
 from pipeline.engine import check_precision, resolve_precision
@@ -21,11 +22,13 @@ from pipeline.evaluation.captions import check_metrics
 from pipeline.explain.budget import disk_free, disk_needed, existing, phase_disk
 from pipeline.explain.data import outlook
 from pipeline.explain.parts import sketch_language_model
-from pipeline.explain.phase import chain, export_size, plan_phase
+from pipeline.explain.phase import export_size, plan_phase
 from pipeline.explain.text import size
+from pipeline.exports import DETAILS, WEIGHTS, is_export
 from pipeline.models.encoder import HUB, check_encoder, sketch_clip
 from pipeline.models.families import family
 from pipeline.models.llm import (
+    check_adapters,
     check_vocabulary,
     check_weights,
     llm_width,
@@ -34,7 +37,7 @@ from pipeline.models.llm import (
 )
 from pipeline.models.placement import Blueprint
 from pipeline.models.st import build_st
-from pipeline.phases import encoder_groups
+from pipeline.phases import encoder_groups, phases_before
 from pipeline.splits import open_split
 
 Check = Callable[[Config, World, str], None]
@@ -79,7 +82,9 @@ def _splits(config: Config, world: World, until: str) -> None:
     """The splits that are read are there, and hold records."""
     named = {"data.train_split": config.data.train_split, "data.val_split": config.data.val_split}
     if until == "evaluate":
-        named["evaluate.split"] = config.evaluate.split
+        scored = {"evaluate.split": config.evaluate.split}
+        # Where an export is scored, nothing is trained.
+        named = {**({} if config.evaluate.export else named), **scored}
     folder = Path(config.data.shards)
     for key, name in named.items():
         there = sorted(each.parent.name for each in folder.glob("*/manifest.json"))
@@ -96,6 +101,8 @@ def _splits(config: Config, world: World, until: str) -> None:
 
 def _batches(config: Config, world: World, until: str) -> None:
     """A global batch is never more than there is: an epoch would be one short step."""
+    if until == "evaluate" and config.evaluate.export:
+        return
     records = open_split(config, config.data.train_split).manifest.records
     for name, phase in _enabled(config):
         if 0 < records < phase.global_batch:
@@ -116,13 +123,16 @@ def _language_model(config: Config, world: World, until: str) -> None:
     """A causal language model with its weights and its own tokenizer."""
     llm = load_llm_config(config.llm)
     check_weights(config.llm)
-    check_vocabulary(config.llm, llm, load_tokenizer(config.llm))
+    tokenizer = load_tokenizer(config.llm)
+    check_vocabulary(config.llm, llm, tokenizer)
+    end_ids(tokenizer, config.evaluate.stop)
 
 
 def _sizes(config: Config, world: World, until: str) -> None:
     """Prefix, text and captions fit the context; the ST fits the language model."""
     llm = load_llm_config(config.llm)
     family(config.family).check(config, llm)
+    check_adapters(config.llm, llm)
     with torch.device("meta"):
         build_st(config.st, width=1, llm_width=llm_width(llm))
 
@@ -132,10 +142,10 @@ def _exports(config: Config, world: World, until: str) -> None:
     for name, phase in _enabled(config):
         if phase.init_from is None:
             continue
-        if read_export(Path(phase.init_from)) is None:
+        if not is_export(Path(phase.init_from)):
             raise ConfigError(
                 f"{name}.init_from={phase.init_from} is not a finished export (a folder with "
-                f"export.json and {WEIGHTS}); name another"
+                f"{DETAILS} and {WEIGHTS}); name another"
             )
         if config.encoder.arch.startswith(HUB):
             continue  # its sizes are known once it is fetched
@@ -180,7 +190,7 @@ def _disk(config: Config, world: World, until: str) -> None:
     train = outlook(config, config.data.train_split)
     plans = [
         plan_phase(config, name, train, precision=precision, ranks=world.size, activations=False)
-        for name in chain(config, until)
+        for name in [*phases_before(config, until), until]
     ]
     todo = [plan for plan in plans if config.make_missing or plan.name == until]
     needed = 0.0

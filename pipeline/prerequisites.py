@@ -7,11 +7,12 @@ arguments works in a fresh clone. A real recipe leaves this off and gets a clear
 import logging
 from pathlib import Path
 
-from pipeline.config import PHASES, Config
+from pipeline.config import Config
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.prepare import prepare
 from pipeline.dist import World, from_main
 from pipeline.errors import DataError, UserError
+from pipeline.phases import phases_before
 from pipeline.preflight import check, check_scores
 from pipeline.pretrain import pretrain
 from pipeline.run import effective, run_phase
@@ -54,12 +55,7 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
         return False
     chosen = effective(config)
     check(chosen, world, until=until)
-    for name in PHASES:
-        if name == until:
-            return True
-        if getattr(chosen, name).enabled and not run_phase(chosen, name, world):
-            return False
-    return True
+    return all(run_phase(chosen, name, world) for name in phases_before(chosen, until))
 
 
 def shards_missing(config: Config) -> bool:

@@ -26,6 +26,7 @@ from pipeline.config import (
 )
 from pipeline.ds_config import check_ds_config, check_inference_config
 from pipeline.errors import ConfigError
+from pipeline.exports import find_export, recipe_in
 from pipeline.overrides import dotlist_of, entries, expand, expand_paths, one_line, parse_overrides
 
 HOME = Path(__file__).resolve().parents[1]
@@ -33,14 +34,26 @@ RECIPES = HOME / "stages" / "recipes"
 _TRAINABLE = ("st", "llm")
 
 
-def load_recipe(arguments: Sequence[str]) -> Config:
+def load_recipe(arguments: Sequence[str], section: str | None = None) -> Config:
     """The resolved and checked recipe of a stage.
 
     arguments: the command line without the program: `recipe=NAME|FILE`, `key=value` overrides, and
-    `--local_rank=N`, which the deepspeed launcher appends. Raises ConfigError in one line.
+    `--local_rank=N`, which the deepspeed launcher appends. section: the stage's own part of the
+    recipe, whose keys may be given without its name; its `checkpoint` brings a recipe along, which
+    is used where `recipe=` is not given. Raises ConfigError in one line.
     """
     overrides = parse_overrides(arguments)
-    name = expand("recipe", overrides.get("recipe", Config.recipe))
+    if section is not None:
+        own = {each.name for each in dataclasses.fields(getattr(Config(), section))}
+        overrides = {f"{section}.{k}" if k in own else k: v for k, v in overrides.items()}
+    name = overrides.get("recipe")
+    if name is None and (checkpoint := overrides.get(f"{section}.checkpoint")):
+        name = str(
+            recipe_in(
+                find_export(Path(expand("checkpoint", checkpoint)), "checkpoint"), "checkpoint"
+            )
+        )
+    name = expand("recipe", name or Config.recipe)
     recipe = OmegaConf.create({"name": Path(name).stem})
     recipe.merge_with(_read_yaml(_recipe_file(name)))
     dotlist = dotlist_of(overrides, Config)
@@ -83,6 +96,8 @@ def validate(config: Config) -> None:
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{key}={value} must be 1 or more; leave it null for no limit")
+    if config.llm.lora.dropout >= 1:
+        raise ConfigError(f"llm.lora.dropout={config.llm.lora.dropout} must be in [0, 1)")
     for name, phase in phase_configs(config):
         _check_phase(name, phase)
     if config.evaluate.ds_config is not None:
@@ -166,9 +181,13 @@ def _inside(kind: Any, node: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
     if dataclasses.is_dataclass(kind):
         yield key, node, kind
         return
-    container, inner = get_origin(kind), get_args(kind)[-1:]
     if isinstance(node, Node) and node._is_interpolation():
         return
+    if type(None) in get_args(kind):  # list[str] | None
+        if node is None or node._is_none():
+            return
+        kind = get_args(kind)[0]
+    container, inner = get_origin(kind), get_args(kind)[-1:]
     if container is list and not isinstance(node, ListConfig):
         raise ConfigError(f"{key} must be a list: [...]")
     if not inner or not dataclasses.is_dataclass(inner[0]):
@@ -204,13 +223,25 @@ def _check_phase(name: str, phase: PhaseConfig) -> None:
             raise ConfigError(f"{name}.{key}={value} must be 1 or more; leave it null for no limit")
     if len(phase.betas) != 2 or not all(0 <= beta < 1 for beta in phase.betas):
         raise ConfigError(f"{name}.betas={phase.betas} must be two numbers in [0, 1)")
-    if isinstance(phase, EncoderAdaptConfig) and not re.fullmatch(
-        r"all|last:[1-9]\d*", phase.train
-    ):
-        raise ConfigError(f"{name}.train={phase.train!r} is unknown: use 'all' or 'last:N'")
+    if phase.ema >= 1:
+        raise ConfigError(
+            f"{name}.ema={phase.ema} must be in [0, 1): 0.99 averages over about 100 steps"
+        )
+    if isinstance(phase, EncoderAdaptConfig):
+        _check_adaptation(name, phase)
     if isinstance(phase, LLMTuneConfig):
         _check_segments(name, phase)
     check_ds_config(name, phase)
+
+
+def _check_adaptation(name: str, phase: EncoderAdaptConfig) -> None:
+    if not re.fullmatch(r"all|last:[1-9]\d*", phase.train):
+        raise ConfigError(f"{name}.train={phase.train!r} is unknown: use 'all' or 'last:N'")
+    if phase.merge_alpha > 1:
+        raise ConfigError(
+            f"{name}.merge_alpha={phase.merge_alpha} must be in [0, 1], from the original to the "
+            "trained weights"
+        )
 
 
 def _check_segments(name: str, phase: LLMTuneConfig) -> None:

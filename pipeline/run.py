@@ -15,10 +15,12 @@ from torch import Tensor
 
 from pipeline import checkpoint as ckpt
 from pipeline.assemble import recipe_identity
+from pipeline.callbacks.settle import exported
 from pipeline.checkpoint import Progress
-from pipeline.config import Config, EncoderAdaptConfig, PhaseConfig
+from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig
 from pipeline.dist import World, from_main, wait_for_all
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.lora import check_settings
 from pipeline.phases import as_baseline, predecessor, segments
 from pipeline.recipe import save_recipe
 from pipeline.segment import SegmentRun
@@ -102,6 +104,31 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     return True
 
 
+def finished_export(
+    config: Config, phase: str, world: World, *, wording: tuple[str, str], remember: bool = True
+) -> Path:
+    """The export of a phase, which must be finished and of this recipe. Every rank calls it.
+
+    config: the effective one. wording: of the messages; who needs the export ("llm_tune starts
+    from"), and the key that names another one. remember: see `fingerprint_of_phase`.
+    """
+    needs, key = wording
+    export = export_folder(config, phase)
+    found = from_main(ckpt.read_export(export), world)
+    if found is None:
+        raise ConfigError(
+            f"{needs} {phase}, which is not finished ({export} is missing); run stages/{phase}.py "
+            f"first, or set {phase}.enabled=false, or name an export with {key}="
+        )
+    if found["fingerprint"] != fingerprint_of_phase(config, phase, world, remember=remember):
+        raise CheckpointError(
+            f"{needs} {export}, which was made by another recipe, other data or other weights; "
+            f"give the arguments that made it, or run stages/{phase}.py with overwrite=true, or "
+            f"take it as it is with {key}={export}"
+        )
+    return export
+
+
 def fingerprint_of_phase(config: Config, name: str, world: World, *, remember: bool = True) -> str:
     """A hash of all that a phase's result depends on, its predecessors' recipes included.
 
@@ -122,6 +149,8 @@ def fingerprint_of_phase(config: Config, name: str, world: World, *, remember: b
         cache = Path(config.runs) / ".hashes.json"
         identity = recipe_identity(config, cache, language=language, remember=remember)
     identity = from_main(identity, world)
+    if isinstance(phase, LLMTuneConfig):
+        identity["lora"] = asdict(config.llm.lora)  # elsewhere adapters are fresh or the start's
     shards = open_split(config, config.data.train_split).manifest.fingerprint
     return ckpt.fingerprint_of(identity, learnt_values(phase), shards, before)
 
@@ -139,25 +168,21 @@ def start_of(config: Config, name: str, world: World, *, remember: bool = True) 
     """
     phase: PhaseConfig = getattr(config, name)
     if phase.init_from is not None:
-        return Path(phase.init_from)
+        start = Path(phase.init_from)
+        _check_adapters(config, start, world)
+        return start
     before = predecessor(config, name)
     if before is None:
         return None
-    start = export_folder(config, before)
-    found = from_main(ckpt.read_export(start), world)
-    if found is None:
-        raise ConfigError(
-            f"{name} starts from {before}, which is not finished ({start} is missing); run "
-            f"stages/{before}.py first, or set {before}.enabled=false, or name weights with "
-            f"{name}.init_from="
-        )
-    if found["fingerprint"] != fingerprint_of_phase(config, before, world, remember=remember):
-        raise CheckpointError(
-            f"{name} starts from {start}, which was made by another recipe, other data or other "
-            f"weights; run stages/{before}.py with overwrite=true, or take it as it is with "
-            f"{name}.init_from={start}"
-        )
+    wording = (f"{name} starts from", f"{name}.init_from")
+    start = finished_export(config, before, world, wording=wording, remember=remember)
+    _check_adapters(config, start, world)
     return start
+
+
+def _check_adapters(config: Config, start: Path, world: World) -> None:
+    found = from_main(ckpt.read_export(start), world)
+    check_settings(None if found is None else found.get("lora"), config.llm.lora, start)
 
 
 def what_lies_in(folder: Path, fingerprint: str, config: Config, ranks: int) -> tuple[bool, bool]:
@@ -212,6 +237,7 @@ def _summarise(
         "trained_parameters": run.trained_parameters,
         "train_loss_end": progress.train_loss,
         "validation": progress.validation,
+        "exported": exported(getattr(run.config, name)) if finished else None,
         "ranks": world.size,
         "precision": run.precision,
     }

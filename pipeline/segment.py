@@ -6,7 +6,8 @@ Knows the order of these things and their files; what trains, on what and how is
 
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from pipeline.callbacks.checkpoint import Checkpointer
 from pipeline.callbacks.evaluate import Evaluator
 from pipeline.callbacks.monitor import Board, Monitor
 from pipeline.callbacks.preempt import Preempt
+from pipeline.callbacks.settle import Settle
 from pipeline.checkpoint import Progress
-from pipeline.config import Config, PhaseConfig
+from pipeline.config import Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.data.loader import iterate
 from pipeline.dist import World, from_main, wait_for_all
 from pipeline.engine import resolve_precision
+from pipeline.models.lora import is_adapter
 from pipeline.phases import Segment, learning_rate
 from pipeline.setup import Setup, set_up
 from pipeline.trainer import Trainer
@@ -105,8 +108,7 @@ class SegmentRun:
             "%-13s trains %s: %s of %s parameters, steps %d to %d, global batch %d, %d rank(s), "
             "ZeRO-%d, %s",
             self.name,
-            " + ".join(each.name for each in setup.engine.groups[:4])
-            + (" + ..." if len(setup.engine.groups) > 4 else ""),
+            _listed([each.name for each in setup.engine.groups]),
             f"{setup.engine.trained_parameters:,}",
             f"{setup.engine.all_parameters:,}",
             progress.step,
@@ -119,11 +121,12 @@ class SegmentRun:
 
     def _callbacks(
         self, board: Board, setup: Setup, budget: int | None
-    ) -> tuple[Preempt, Monitor, Evaluator, Checkpointer]:
+    ) -> tuple[Preempt, Monitor, Settle, Evaluator, Checkpointer]:
         phase = self.phase
         return (
             Preempt(stop_after=budget),
             Monitor(board, self.name, total_steps=self.total, log_every=phase.log_every),
+            Settle(self.name, phase, setup.blend),
             Evaluator(
                 board,
                 self.name,
@@ -148,15 +151,28 @@ class SegmentRun:
         self, setup: Setup, start: Mapping[str, Tensor], progress: Progress, target: Path
     ) -> Mapping[str, Tensor]:
         """What trained, laid over what was taken over. A text tower ends with its phase."""
-        trained = setup.engine.trained_tensors()
+        trained = setup.engine.trained_tensors(setup.blend)
         if self.world.is_main:
-            named = setup.task.exported(trained)
-            carried = {name: start[name] for name in start if not name.startswith("text.")}
-            details = {"fingerprint": self.fingerprint, "phase": self.name}
-            ckpt.save_export(target, {**carried, **named}, progress, details)
+            contrastive = isinstance(self.phase, EncoderAdaptConfig)
+            tensors = {
+                name: start[name] for name in start if contrastive or not name.startswith("text.")
+            }
+            tensors |= setup.task.exported(trained)
+            details = {
+                "fingerprint": self.fingerprint,
+                "phase": self.name,
+                "lora": asdict(self.config.llm.lora) if any(map(is_adapter, tensors)) else None,
+            }
+            ckpt.save_export(target, tensors, progress, details, self.config)
             log.info("%-13s export %s", self.name, target)
         wait_for_all(self.world)
         return ckpt.ExportTensors(target)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Up to four different names in their order."""
+    different = list(dict.fromkeys(names))
+    return " + ".join(different[:4] + ["..."] * (len(different) > 4))
 
 
 def seed_everything(seed: int) -> None:

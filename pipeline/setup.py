@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.assemble import build_caption_model, overlay_clip
+from pipeline.averages import Blend, Interpolation, as_trained
 from pipeline.callbacks.probes import CaptionProbe, References, RetrievalProbe
 from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig, STAlignConfig
 from pipeline.data.loader import StepDataset, batches
@@ -53,6 +54,7 @@ class Setup:
     objective: Objective
     dataset: StepDataset
     probe: Probe
+    blend: Blend = as_trained  # of what trained, for the export
 
 
 def set_up(
@@ -85,7 +87,7 @@ def _contrastive(
     overlay_clip(clip.model, start)
     if phase.activation_checkpointing:
         clip.model.set_grad_checkpointing()  # type: ignore[operator]
-    task = ContrastiveTask(clip.model)
+    task = ContrastiveTask(clip.model, loss=phase.loss)
     groups = encoder_groups(clip.model, phase)
     engine = Engine(task, groups, phase, name=name, precision=precision, world=world)
     train = open_split(config, config.data.train_split)
@@ -102,7 +104,18 @@ def _contrastive(
         dtype=dtype,
     )
     dataset = pair_dataset(config, train, plan, clip, share, captions=phase.captions)
-    return Setup(task, engine, ContrastiveObjective(engine, world, dtype), dataset, probe)
+    objective = ContrastiveObjective(engine, world, dtype, task.pair_loss)
+    blend: Blend = as_trained
+    if phase.merge_alpha < 1:
+        blend = Interpolation(partial(_original_clip, config, start), phase.merge_alpha)
+    return Setup(task, engine, objective, dataset, probe, blend)
+
+
+def _original_clip(config: Config, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the contrastive phase started from, by the names of its task; loaded again."""
+    clip = load_clip(config.encoder, seed=config.seed)
+    overlay_clip(clip.model, start)
+    return {f"clip.{name}": each.detach() for name, each in clip.model.named_parameters()}
 
 
 def _language(
@@ -157,7 +170,7 @@ def _language(
         references=References(val.reader, items_in_order(shown_plan) if shown else []),
         caption_records=captioned,
         sample_images=phase.sample_images,
-        max_new_tokens=config.evaluate.max_new_tokens,
+        settings=config.evaluate,
         dtype=dtype,
     )
     plan = train.plan(phase.global_batch, seed=config.seed)

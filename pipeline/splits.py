@@ -4,7 +4,7 @@ Shared by training and evaluation. Assumes shards that exist; builds readers, op
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -96,14 +96,11 @@ def caption_dataset(
     captions: str,
 ) -> StepDataset:
     """Rows for the LM loss (captions: all or one), or prompts for generation (captions: none)."""
-    chosen = family(config.family)
-    rows = CaptionRows(tokenizer, functools.partial(chosen.row, config), config.data.max_tokens)
-    prompts = PromptRows(tuple(chosen.prompt_ids(config)))
-    collate = LanguageCollator(
-        layout=prompts if captions == "none" else rows,
-        image_shape=images.shape,
-        pad_id=int(tokenizer.pad_token_id or 0),
-    )
+    collate = prompt_collator(config, images, tokenizer)
+    if captions != "none":
+        row = functools.partial(family(config.family).row, config)
+        rows = CaptionRows(tokenizer, row, config.data.max_tokens)
+        collate = replace(collate, layout=rows)
     return StepDataset(
         reader=split.reader,
         plan=plan,
@@ -113,6 +110,17 @@ def caption_dataset(
         captions=captions,
         seed=config.seed,
         strict=config.data.strict,
+    )
+
+
+def prompt_collator(
+    config: Config, images: Images, tokenizer: PreTrainedTokenizerBase
+) -> LanguageCollator:
+    """Samples to the prompts that generation starts from."""
+    return LanguageCollator(
+        layout=PromptRows(tuple(family(config.family).prompt_ids(config))),
+        image_shape=images.shape,
+        pad_id=int(tokenizer.pad_token_id or 0),
     )
 
 

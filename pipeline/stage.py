@@ -26,16 +26,21 @@ Explain = Callable[[Config, dist.World], str]
 
 
 def run_stage(
-    body: Body, arguments: Sequence[str] | None = None, *, explain: Explain | None = None
+    body: Body,
+    arguments: Sequence[str] | None = None,
+    *,
+    section: str | None = None,
+    explain: Explain | None = None,
 ) -> None:
     """Runs `body` with the resolved recipe on every rank of the launch, and exits on errors.
 
-    arguments: the command line without the program; None takes the process's own. explain: what
-    the stage would do, as text: under `plan=true` one rank prints it, and nothing else happens.
+    arguments: the command line without the program; None takes the process's own. section: the
+    stage's own part of the recipe, see `load_recipe`. explain: what the stage would do, as text:
+    under `plan=true` one rank prints it, and nothing else happens.
     """
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     try:
-        config = load_recipe(sys.argv[1:] if arguments is None else arguments)
+        config = load_recipe(sys.argv[1:] if arguments is None else arguments, section)
         if config.plan:
             say_plan(explain, config)
             return

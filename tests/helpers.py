@@ -16,7 +16,7 @@ SYSTEM_PACKAGE_MISSING = "system package missing: "
 SHARED_DATA_MISSING = "shared data missing: "
 
 # command -> the Debian package that brings it
-SYSTEM_PACKAGES = {"java": "default-jre-headless", "make": "make"}
+SYSTEM_PACKAGES = {"chromium": "chromium", "java": "default-jre-headless", "make": "make"}
 
 
 def require_system(command: str) -> None:

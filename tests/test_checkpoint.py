@@ -1,6 +1,7 @@
 """Exports and content hashes, as the next phase sees them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,18 @@ import torch
 
 from pipeline import checkpoint as ckpt
 from pipeline.checkpoint import Progress
+from pipeline.config import Config, LLMTuneConfig
 from pipeline.errors import CheckpointError
+from pipeline.recipe import load_recipe
 
 
 def test_an_export_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     tensors = {"st.a": torch.randn(3, 2), "llm.b": torch.randn(2).t()}
     progress = Progress(step=7, records_skipped={"bad JSON": 2})
-    ckpt.save_export(tmp_path / "export", tensors, progress, {"fingerprint": "f"})
+    made_by = Config(name="made", llm_tune=LLMTuneConfig(lr=3e-6, stop_after=2))
+    ckpt.save_export(tmp_path / "export", tensors, progress, {"fingerprint": "f"}, made_by)
+    file = str(tmp_path / "export" / "config.yaml")
+    assert load_recipe([f"recipe={file}"]) == replace(made_by, recipe=file)
     found = ckpt.read_export(tmp_path / "export")
     assert found is not None and found["fingerprint"] == "f"
     assert Progress(**found["progress"]) == progress
@@ -24,8 +30,8 @@ def test_an_export_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_writing_again_replaces_the_whole_export(tmp_path: Path) -> None:
     target = tmp_path / "export"
-    ckpt.save_export(target, {"a": torch.zeros(1)}, Progress(), {"fingerprint": "1"})
-    ckpt.save_export(target, {"b": torch.zeros(1)}, Progress(), {"fingerprint": "2"})
+    ckpt.save_export(target, {"a": torch.zeros(1)}, Progress(), {"fingerprint": "1"}, Config())
+    ckpt.save_export(target, {"b": torch.zeros(1)}, Progress(), {"fingerprint": "2"}, Config())
     assert set(ckpt.ExportTensors(target)) == {"b"}
     assert [each.name for each in tmp_path.iterdir()] == ["export"]
 
@@ -38,7 +44,7 @@ def test_half_an_export_is_none(tmp_path: Path) -> None:
 
 def test_damaged_exports_are_named_with_the_remedy(tmp_path: Path) -> None:
     target = tmp_path / "export"
-    ckpt.save_export(target, {"a": torch.zeros(9)}, Progress(), {})
+    ckpt.save_export(target, {"a": torch.zeros(9)}, Progress(), {}, Config())
     weights = target / ckpt.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:50])
     with pytest.raises(CheckpointError, match="run the phase that makes it again"):

@@ -53,6 +53,15 @@ def test_a_rank_without_an_address_is_told_what_to_set() -> None:
         dist.resolve({"RANK": "0", "WORLD_SIZE": "2"})
 
 
+def test_what_rank_0_finds_wrong_is_the_users_error_everywhere() -> None:
+    def fails() -> str:
+        raise ConfigError("name another")
+
+    assert dist.on_main(lambda: {"a": [1]}, WORLD) == {"a": [1]}
+    with pytest.raises(ConfigError, match="name another"):
+        dist.on_main(fails, WORLD)
+
+
 def test_one_rank_agrees_with_itself() -> None:
     assert dist.agree_any(True, WORLD) and not dist.agree_any(False, WORLD)
     assert dist.sum_over_ranks([1.5, 2.0], WORLD) == [1.5, 2.0]

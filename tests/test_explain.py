@@ -178,7 +178,7 @@ def test_a_phase_starts_resumes_is_finished_or_refused(there: Config, tmp_path: 
     again = phase_standing(replace(other, overwrite=True))
     assert again.state == STARTS and "would be removed" in again.detail
     details = {"fingerprint": fingerprint, "phase": "encoder_adapt"}
-    ckpt.save_export(folder / "export", {"encoder.x": torch.ones(1)}, Progress(), details)
+    ckpt.save_export(folder / "export", {"encoder.x": torch.ones(1)}, Progress(), details, config)
     assert phase_standing(config).state == FINISHED
     off = replace(config, encoder_adapt=replace(config.encoder_adapt, enabled=False))
     assert phase_standing(off).state == OFF

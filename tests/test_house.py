@@ -18,7 +18,7 @@ PIPELINE = REPOSITORY / "pipeline"
 # below. A name is a module, or a package and all in it; the longest fitting name counts.
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors",),
-    1: ("config", "ds_config", "overrides", "recipe", "dist"),
+    1: ("config", "ds_config", "exports", "overrides", "recipe", "dist"),
     2: (  # pure scores
         "evaluation.captions",
         "evaluation.java",
@@ -26,11 +26,11 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "evaluation.spice",
     ),
     3: ("data", "models"),
-    4: ("losses", "phases"),
+    4: ("losses", "phases", "averages"),
     5: ("engine", "checkpoint", "memory"),
     6: ("objectives", "validation", "captioning"),
     7: ("trainer", "callbacks", "splits", "assemble"),
-    8: ("evaluation", "chat"),
+    8: ("evaluation", "chat", "interchange"),
     9: (
         "setup",
         "explain",

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from pipeline.losses import alignment_loss, contrastive_loss, language_loss
+from pipeline.losses import alignment_loss, contrastive_loss, language_loss, sigmoid_loss
 
 
 def test_language_loss_is_a_weighted_sum() -> None:
@@ -65,3 +65,45 @@ def test_contrastive_loss_by_hand() -> None:
         for a, b in ((0, 2), (2, 2), (2, 6))
     ]
     torch.testing.assert_close(sum(parts), whole)
+
+
+def siglip_by_hand(image, text, scale, bias, identity) -> float:
+    """Zhai et al., 2023, algorithm 1, leaving out other captions of a record and equal texts."""
+    total = 0.0
+    for i in range(len(image)):
+        for j in range(len(text)):
+            related = identity[i][0] == identity[j][0] or identity[i][1] == identity[j][1]
+            if i != j and related:
+                continue
+            sign = 1 if i == j else -1
+            logit = sign * float(scale * image[i] @ text[j] + bias)
+            total += math.log(1 + math.exp(-logit))
+    return total
+
+
+def test_sigmoid_loss_by_hand() -> None:
+    torch.manual_seed(0)
+    image, text = (F.normalize(torch.randn(6, 4), dim=-1) for _ in range(2))
+    identity = torch.tensor([[0, 9], [1, 2], [1, 3], [2, 4], [3, 9], [4, 5]])
+    constants = torch.tensor([5.0, -2.0])
+    whole = sigmoid_loss(image, text, constants, identity, rows=slice(0, 6))
+    expected = siglip_by_hand(image, text, *constants, identity)
+    assert math.isclose(float(whole), expected, rel_tol=1e-5)
+    parts = [
+        sigmoid_loss(image, text, constants, identity, rows=slice(a, b))
+        for a, b in ((0, 2), (2, 2), (2, 6))
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_sigmoid_loss_without_exceptions_is_the_papers_pseudocode() -> None:
+    torch.manual_seed(1)
+    n = 5
+    image, text = (F.normalize(torch.randn(n, 8), dim=-1) for _ in range(2))
+    labels = 2 * torch.eye(n) - torch.ones(n, n)
+    logits = image @ text.T * 10.0 - 10.0
+    expected = -F.logsigmoid(labels * logits).sum() / n
+    identity = torch.arange(n)[:, None].expand(n, 2)
+    constants = torch.tensor([10.0, -10.0])
+    found = sigmoid_loss(image, text, constants, identity, rows=slice(0, n)) / n
+    torch.testing.assert_close(found, expected)

@@ -1,13 +1,17 @@
 """The task modules that DeepSpeed wraps: what they export, and what stays in eval mode."""
 
+import math
+from typing import Any
+
 import open_clip
+import pytest
 import torch
 from torch import nn
 
 from pipeline.data.collate import ContrastiveBatch, LanguageCollator, Sample
 from pipeline.data.prompts import IGNORE, Row
 from pipeline.dist import World
-from pipeline.objectives import ContrastiveTask, LanguageTask
+from pipeline.objectives import ContrastiveObjective, ContrastiveTask, LanguageTask
 from pipeline.validation import language_metrics, retrieval_features
 from tests.models import tiny
 
@@ -15,9 +19,9 @@ WORLD = World(0, 1, 0, 1, torch.device("cpu"))
 TEXT = {"context_length": 6, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1}
 
 
-def resnet_clip() -> nn.Module:
+def resnet_clip(**options: object) -> nn.Module:
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
-    model: nn.Module = open_clip.model.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=TEXT)
+    model: nn.Module = open_clip.model.CLIP(8, vision_cfg=vision, text_cfg=TEXT, **options)
     return model
 
 
@@ -44,6 +48,87 @@ def test_batch_normalisation_keeps_its_statistics_in_training() -> None:
     )
     task(batch)
     assert all(torch.equal(a, b.running_mean) for a, b in zip(before, norms, strict=True))
+
+
+def pairs(count: int) -> ContrastiveBatch:
+    torch.manual_seed(count)
+    rows = torch.arange(count)
+    images = torch.randn(count, 3, 32, 32)
+    text = torch.randint(0, 20, (count, 6))
+    return ContrastiveBatch(images, rows, text, torch.stack([rows, rows], 1))
+
+
+def test_siglip_starts_where_the_paper_does_and_hands_its_bias_to_nobody() -> None:
+    task = ContrastiveTask(resnet_clip(), loss="siglip").eval()
+    image, text, constants = task(pairs(3))
+    torch.testing.assert_close(constants, torch.tensor([10.0, -10.0]))
+    exported = task.exported(dict(task.named_parameters()))
+    assert "text.logit_scale" in exported and "text.logit_bias" not in exported
+    same = exported["text.logit_scale"].shape == resnet_clip().logit_scale.shape
+    assert same and len(image) == len(text) == 3
+
+
+def test_siglip_keeps_the_constants_of_a_model_that_has_both() -> None:
+    clip = resnet_clip(init_logit_scale=4.7, init_logit_bias=-12.0)
+    task = ContrastiveTask(clip, loss="siglip").eval()
+    constants = task(pairs(2))[2]
+    torch.testing.assert_close(constants, torch.tensor([math.exp(4.7), -12.0]))
+    exported = task.exported(dict(task.named_parameters()))
+    assert exported["text.logit_bias"].shape == ()
+    assert ContrastiveTask(clip).eval()(pairs(2))[2].tolist() == [100.0]  # InfoNCE's upper bound
+
+
+def test_a_locked_tower_stays_in_eval_mode() -> None:
+    clip = resnet_clip()
+    for name, each in clip.named_parameters():
+        each.requires_grad_(name.startswith("visual.") or name == "logit_scale")
+    ContrastiveTask(clip).train()
+    assert not any(each.training for each in clip.transformer.modules())
+    assert clip.visual.training
+
+
+class PlainEngine:
+    """The engine of one process without DeepSpeed: gradients go where autograd leaves them."""
+
+    def __init__(self, task: ContrastiveTask) -> None:
+        self.task = task
+
+    def __call__(self, batch: ContrastiveBatch) -> tuple[torch.Tensor, ...]:
+        return self.task(batch)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+
+@pytest.mark.parametrize("loss", ["infonce", "siglip"])
+@pytest.mark.parametrize("sizes", [(6,), (2, 2, 2), (5, 1)])
+def test_cut_into_micro_batches_the_gradient_is_that_of_the_whole(
+    loss: str, sizes: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    task = ContrastiveTask(resnet_clip(), loss=loss).train()
+    batch = pairs(6)
+    image, text, constants = task(batch)
+    summed = task.pair_loss(image, text, constants, batch.identity, rows=slice(0, 6))
+    expected = torch.autograd.grad(summed / 6, list(task.parameters()))
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    cut = [
+        ContrastiveBatch(
+            batch.images[b - n : b],
+            torch.arange(n),
+            batch.text[b - n : b],
+            batch.identity[b - n : b],
+        )
+        for b, n in zip(ends, sizes, strict=True)
+    ]
+    engine: Any = PlainEngine(task)
+    result = ContrastiveObjective(engine, WORLD, torch.float32, task.pair_loss).step(cut)
+    torch.testing.assert_close(result.share, (summed / 6).detach())
+    # Of each tensor's largest value: float32 sums in another order.
+    for (name, each), gradient in zip(task.named_parameters(), expected, strict=True):
+        assert each.grad is not None, name
+        apart = (each.grad - gradient).abs().max()
+        assert apart <= 1e-4 * gradient.abs().max() + 1e-7, (name, apart, gradient.abs().max())
 
 
 def language_batch(*texts: str):

@@ -7,9 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig, SegmentConfig
+from pipeline.config import (
+    Config,
+    EncoderAdaptConfig,
+    LLMTuneConfig,
+    LoRAConfig,
+    PhaseConfig,
+    SegmentConfig,
+)
 from pipeline.errors import ConfigError
+from pipeline.models.lora import add_adapters, is_adapter
+from pipeline.models.placement import Placement
 from pipeline.phases import (
+    Group,
     Segment,
     as_baseline,
     encoder_groups,
@@ -17,7 +27,9 @@ from pipeline.phases import (
     part_groups,
     predecessor,
     segments,
+    split_by_decay,
 )
+from tests.models import tiny
 
 
 def test_segments_follow_one_another_without_a_gap() -> None:
@@ -95,7 +107,16 @@ def test_the_baseline_counts_what_max_steps_leaves() -> None:
     assert only.steps == 8
 
 
-@pytest.fixture(scope="module")
+def test_the_baseline_keeps_the_model_and_drops_the_averages() -> None:
+    config = Config(name="run", baseline=True)
+    config.llm.lora = LoRAConfig(rank=8)
+    config.llm_tune.ema = 0.99
+    base = as_baseline(config, 1000)
+    assert base.llm.lora == config.llm.lora
+    assert base.llm_tune.ema == 0.0
+
+
+@pytest.fixture
 def clip() -> nn.Module:
     model: nn.Module = open_clip.model.CLIP(
         embed_dim=8,
@@ -132,3 +153,49 @@ def test_frozen_means_frozen_and_rates_are_the_parts_own() -> None:
     part_groups(parts, Segment(0, ("st",), 0, 1, 1.0), phase)
     assert not any(p.requires_grad for p in parts["llm"].parameters())
     assert torch.all(torch.tensor([p.requires_grad for p in parts["st"].parameters()]))
+
+
+def test_of_a_part_with_adapters_only_these_train() -> None:
+    llm = tiny.gpt2()
+    add_adapters(llm, LoRAConfig(rank=2), placement=Placement(), seed=0)
+    parts = {"st": nn.Linear(2, 2), "llm": llm}
+    groups = part_groups(parts, Segment(0, ("st", "llm"), 0, 1, 1.0), LLMTuneConfig())
+    trained = {name for name, each in llm.named_parameters() if each.requires_grad}
+    assert trained and all(map(is_adapter, trained))
+    assert [len(each.parameters) for each in groups] == [2, len(trained)]
+    part_groups(parts, Segment(0, ("st",), 0, 1, 1.0), LLMTuneConfig())
+    assert not any(each.requires_grad for each in llm.parameters())
+
+
+def test_a_locked_text_tower_leaves_the_temperature(clip: nn.Module) -> None:
+    groups = encoder_groups(clip, EncoderAdaptConfig(text="locked", layer_decay=0.5))
+    assert groups[-1].name == "temperature"
+    assert groups[-1].parameters == [clip.logit_scale]
+    tower = {f"visual.{name}" for name, _ in clip.visual.named_parameters()}
+    trained = {name for name, each in clip.named_parameters() if each.requires_grad}
+    assert trained == tower | {"logit_scale"}
+
+
+def test_matrices_decay_and_vectors_do_not(clip: nn.Module) -> None:
+    groups = encoder_groups(clip, EncoderAdaptConfig(layer_decay=0.5))
+    split = split_by_decay(groups)
+    assert [each.name for each in groups] == list(dict.fromkeys(each.name for each in split))
+    decays = {id(each): group.decays for group in split for each in group.parameters}
+    assert (
+        sum(len(each.parameters) for each in split) == len(decays) == len(list(clip.parameters()))
+    )
+    for name, each in clip.named_parameters():
+        exempt = "ln_" in name or name.endswith(("bias", "class_embedding", "logit_scale"))
+        assert decays[id(each)] != exempt, name
+    rates = {each.name: each.lr_scale for each in groups}
+    assert all(each.lr_scale == rates[each.name] and each.parameters for each in split)
+
+
+def test_the_full_shape_decides_where_a_partition_is_flat() -> None:
+    matrix, vector = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.zeros(0))
+    matrix.ds_shape, vector.ds_shape = torch.Size([4, 4]), torch.Size([4])
+    split = split_by_decay([Group("st", [matrix, vector], 1.0)])
+    assert [(each.decays, each.parameters[0] is matrix) for each in split] == [
+        (True, True),
+        (False, False),
+    ]

@@ -12,7 +12,7 @@ import torch
 from pipeline import checkpoint as ckpt
 from pipeline import preflight
 from pipeline.checkpoint import Progress
-from pipeline.config import PrepareConfig
+from pipeline.config import Config, PrepareConfig
 from pipeline.data.prepare import prepare
 from pipeline.errors import UserError
 from pipeline.explain.standing import ALONE
@@ -42,7 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    ckpt.save_export(folder, tensors, Progress(), {"fingerprint": "x", "phase": "st_align"})
+    ckpt.save_export(
+        folder, tensors, Progress(), {"fingerprint": "x", "phase": "st_align"}, Config()
+    )
 
 
 def answer(folder: Path, *arguments: str, until: str = "llm_tune") -> str | None:

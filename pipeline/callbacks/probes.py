@@ -5,7 +5,7 @@ called on every rank with the engine in eval mode.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -73,14 +73,14 @@ class CaptionProbe:
         references: References,
         caption_records: int,
         sample_images: int,
-        max_new_tokens: int,
+        settings: EvaluateConfig,
         dtype: torch.dtype,
     ) -> None:
         self._engine, self._model, self._tokenizer = engine, model, tokenizer
         self._rows, self._prompts, self._references = rows, prompts, references
         self._caption_records, self._sample_images = caption_records, sample_images
         # Greedy: watching must stay cheap; the final evaluation searches with beams.
-        self._settings = EvaluateConfig(beams=1, max_new_tokens=max_new_tokens)
+        self._settings = replace(settings, beams=1)
         self._dtype = dtype
         self._captions: dict[str, str] = {}
 

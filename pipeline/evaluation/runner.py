@@ -19,16 +19,18 @@ from pipeline.config import PHASES, Config
 from pipeline.data.collate import Batch
 from pipeline.data.loader import StepDataset, batches, read_all
 from pipeline.data.plan import Plan
-from pipeline.dist import World, from_main, gather_json
+from pipeline.dist import World, from_main, gather_json, on_main
 from pipeline.ds_config import read_ds_config, zero_stage
 from pipeline.engine import dtype_of, partition_for_inference, placement_for, resolve_precision
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.evaluation.captions import check_metrics
 from pipeline.evaluation.results import announce_spice, write_results
 from pipeline.evaluation.retrieval import recall_at_k
+from pipeline.exports import find_export
 from pipeline.models.encoder import load_clip
+from pipeline.models.official import STOP
 from pipeline.objectives import ContrastiveTask, LanguageTask
-from pipeline.run import export_folder, fingerprint_of_phase
+from pipeline.run import export_folder, finished_export
 from pipeline.splits import Split, caption_dataset, open_split, pair_dataset, share_of
 from pipeline.validation import language_metrics, retrieval_features
 
@@ -43,7 +45,7 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     settings = config.evaluate
     check_metrics(settings.metrics)
     announce_spice(settings)
-    export = _export_of_last_phase(config, world)
+    export = _chosen_export(config, world)
     split = open_split(config, settings.split)
     precision = resolve_precision(config.precision, world.device)
     dtype = dtype_of(precision)
@@ -80,25 +82,31 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     return dict(from_main(result, world))
 
 
-def _export_of_last_phase(config: Config, world: World) -> Path:
-    """The export of the last phase with an LM; a stopped phase is never skipped over."""
+def _chosen_export(config: Config, world: World) -> Path:
+    """`evaluate.export`, or that of the last phase with an LM: a stopped one is never skipped."""
+    if config.evaluate.export is not None:
+        found: str = on_main(lambda: str(_named_export(config)), world)
+        return Path(found)
     enabled = [name for name in PHASES[1:] if getattr(config, name).enabled]
     if not enabled:
         raise ConfigError(
             "evaluate: neither st_align nor llm_tune is enabled in this recipe, so there is no "
             "caption model; enable one"
         )
-    export = export_folder(config, enabled[-1])
-    found = from_main(ckpt.read_export(export), world)
-    if found is None:
+    return finished_export(
+        config, enabled[-1], world, wording=("evaluate scores", "evaluate.export")
+    )
+
+
+def _named_export(config: Config) -> Path:
+    """The export of `evaluate.export`; whether its tensors fit, loading them tells."""
+    export = find_export(Path(config.evaluate.export or ""), "evaluate.export")
+    ckpt.check_has_st(export)
+    details = ckpt.read_export(export) or {}
+    if details.get("phase") == ckpt.IMPORTED and config.evaluate.stop is None:
         raise ConfigError(
-            f"evaluate: {enabled[-1]} is not finished ({export} is missing); run "
-            f"stages/{enabled[-1]}.py with the same arguments first"
-        )
-    if found["fingerprint"] != fingerprint_of_phase(config, enabled[-1], world):
-        raise CheckpointError(
-            f"evaluate: {export} was made by another recipe, other data or other weights; give the "
-            "arguments that it was trained with"
+            f"evaluate.export={export} comes from the reference, which never learnt an EOS, so its "
+            f"captions would not end; set evaluate.stop={STOP}"
         )
     return export
 
@@ -151,11 +159,16 @@ def _retrieval(
     config: Config, split: Split, export: Path, dtype: torch.dtype, world: World
 ) -> dict[str, float]:
     """Recall of the model's own image tower and, where encoder_adapt was run, its text tower."""
+    tensors = ckpt.ExportTensors(export)
+    named = config.evaluate.export is not None
+    if named and any(name.startswith("encoder.") for name in tensors):
+        log.info("evaluate      no retrieval: %s has no text tower for its encoder", export)
+        return {}
     clip = load_clip(config.encoder, seed=config.seed)
-    adapted = Path(config.runs) / config.name / "encoder_adapt" / "export"
-    if config.encoder_adapt.enabled and ckpt.read_export(adapted):
+    adapted = export_folder(config, "encoder_adapt")
+    if not named and config.encoder_adapt.enabled and ckpt.read_export(adapted):
         overlay_clip(clip.model, ckpt.ExportTensors(adapted))
-    overlay_clip(clip.model, ckpt.ExportTensors(export))
+    overlay_clip(clip.model, tensors)
     task = ContrastiveTask(clip.model).to(world.device, dtype).eval()
     plan = split.in_order(config.evaluate.batch * world.size, config.evaluate.records)
     share = share_of(world, config.evaluate.batch)

@@ -55,9 +55,18 @@ ROWS = (
 )
 
 
-def need(counted: Census, loaded: Mapping[str, Any], *, precision: str, ranks: int) -> Need:
+def need(
+    counted: Census,
+    phase: PhaseConfig,
+    loaded: Mapping[str, Any],
+    *,
+    precision: str,
+    ranks: int,
+) -> Need:
     """Of a rank; loaded: DeepSpeed's JSON."""
-    states = training_memory(counted.parameters, loaded, precision=precision, ranks=ranks)
+    states = training_memory(
+        counted.parameters, loaded, precision=precision, ranks=ranks, averaged=phase.ema > 0
+    )
     return Need(states, counted.activations, counted.logits)
 
 
@@ -118,8 +127,8 @@ def zero_advice(
     if ds.zero_stage(loaded) != 3 or world.size == 1:
         return None
     whole = ds.read_ds_config(name, "zero2")
-    second = need(counted, whole, precision=precision, ranks=world.size).total
-    third = need(counted, loaded, precision=precision, ranks=world.size).total
+    second = need(counted, phase, whole, precision=precision, ranks=world.size).total
+    third = need(counted, phase, loaded, precision=precision, ranks=world.size).total
     figures = f"{size(second)} a rank under ZeRO-2, {size(third)} under ZeRO-3"
     remedy = f"{name}.ds_config=zero2 saves gathering the weights in every step"
     device = device_memory(world, imagined=imagined)
@@ -136,7 +145,9 @@ def phase_disk(
     """Bytes of one checkpoint, in the segment where most trains."""
     loaded = ds.read_ds_config(name, phase.ds_config)
     trained = max((each.trained for each in parameters), default=0)
-    return checkpoint_bytes(trained, loaded, precision=precision, ranks=ranks)
+    return checkpoint_bytes(
+        trained, loaded, precision=precision, ranks=ranks, averaged=phase.ema > 0
+    )
 
 
 def disk_needed(phase: PhaseConfig, checkpoint: float, export: float) -> float:

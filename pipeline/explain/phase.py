@@ -10,8 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from pipeline import ds_config as ds
-from pipeline.checkpoint import WEIGHTS
-from pipeline.config import PHASES, Config, PhaseConfig
+from pipeline.config import Config, PhaseConfig
 from pipeline.dist import World
 from pipeline.errors import UserError
 from pipeline.explain import budget
@@ -19,8 +18,9 @@ from pipeline.explain.course import PhasePlan, course
 from pipeline.explain.data import Outlook
 from pipeline.explain.parts import Part, census
 from pipeline.explain.text import UNKNOWN, millions, plural, rows_of, section, size, table
+from pipeline.exports import WEIGHTS
 from pipeline.memory import export_bytes
-from pipeline.phases import predecessor, segments
+from pipeline.phases import segments
 
 
 def plan_phase(
@@ -80,7 +80,8 @@ def phase_text(
         return section(plan.name, rows)
     loaded = ds.read_ds_config(plan.name, plan.phase.ds_config)
     needs = [
-        budget.need(each, loaded, precision=precision, ranks=world.size) for each in plan.counts
+        budget.need(each, plan.phase, loaded, precision=precision, ranks=world.size)
+        for each in plan.counts
     ]
     columns = [" + ".join(each.train) for each in plan.segments]
     if len(columns) > 1:
@@ -105,17 +106,6 @@ def export_size(plans: Sequence[PhasePlan]) -> float:
     if phase.init_from and (Path(phase.init_from) / WEIGHTS).is_file():
         carried = float((Path(phase.init_from) / WEIGHTS).stat().st_size)
     return export_bytes(sum(trained.values())) + carried
-
-
-def chain(config: Config, name: str) -> list[str]:
-    """The phases that a phase builds on, and itself, in order."""
-    found = [name]
-    while found[0] in PHASES and getattr(config, found[0]).init_from is None:
-        before = predecessor(config, found[0])
-        if before is None:
-            break
-        found.insert(0, before)
-    return found
 
 
 def _judgement(

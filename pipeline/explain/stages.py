@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.config import PHASES, Config
+from pipeline.config import Config
 from pipeline.dist import World
 from pipeline.engine import resolve_precision
 from pipeline.evaluation.results import output_folder
@@ -16,7 +16,6 @@ from pipeline.explain.course import PhasePlan
 from pipeline.explain.data import Outlook, outlook
 from pipeline.explain.parts import with_sketches
 from pipeline.explain.phase import (
-    chain,
     export_size,
     parameter_table,
     phase_text,
@@ -25,7 +24,7 @@ from pipeline.explain.phase import (
 from pipeline.explain.resolved import resolved_recipe
 from pipeline.explain.standing import REFUSED, Standing, standing
 from pipeline.explain.text import UNKNOWN, count, plural, section, size
-from pipeline.phases import as_baseline
+from pipeline.phases import as_baseline, phases_before
 from pipeline.preflight import problems
 from pipeline.prerequisites import shards_missing
 from pipeline.pretrain import recipes_of_pretraining
@@ -41,7 +40,7 @@ def explain_phase(config: Config, world: World, name: str) -> str:
     config = _effective(config, train)
     precision = resolve_precision(config.precision, world.device)
     with with_sketches(config) as sketched:
-        plans = _plans(sketched, chain(config, name), train, precision, world)
+        plans = _plans(sketched, [*phases_before(config, name), name], train, precision, world)
         found = _standings(config, plans, precision, world)
         parts = [
             _heading(f"stages/{name}.py", config, world, precision),
@@ -59,10 +58,8 @@ def explain_evaluate(config: Config, world: World) -> str:
     train = outlook(config, config.data.train_split)
     config = _effective(config, train)
     precision = resolve_precision(config.precision, world.device)
-    enabled = [name for name in PHASES[1:] if getattr(config, name).enabled]
     with with_sketches(config) as sketched:
-        path = chain(config, enabled[-1]) if enabled else []
-        plans = _plans(sketched, path, train, precision, world)
+        plans = _plans(sketched, phases_before(config, "evaluate"), train, precision, world)
         parts = [
             _heading("stages/evaluate.py", config, world, precision),
             _way(config, _standings(config, plans, precision, world), train),
@@ -198,7 +195,7 @@ def _evaluation(config: Config, world: World, plans: Sequence[PhasePlan]) -> lis
     if records is not None and settings.records is not None:
         records = min(records, settings.records)
     calls = None if records is None else -(-records // (settings.batch * world.size))
-    export = export_folder(config, plans[-1].name) if plans else None
+    export = export_folder(config, plans[-1].name) if plans else settings.export
     weights = f", {size(export_size(plans))}" if plans and plans[-1].counts else ""
     java = "found" if shutil.which("java") else "missing"
     return [

@@ -144,8 +144,13 @@ def load_image_encoder(cfg: EncoderConfig, *, seed: int = 0) -> tuple[ImageEncod
         The encoder in float32 and eval mode on the CPU, and open_clip's validation transform.
     """
     model, transform = _create(cfg, seed)
-    width = int(_architecture(cfg.arch)["embed_dim"])
-    return ImageEncoder(_visual(model), width, cfg.normalize).eval(), transform
+    return ImageEncoder(_visual(model), feature_width(cfg), cfg.normalize).eval(), transform
+
+
+def feature_width(cfg: EncoderConfig) -> int:
+    """C, of the features of a recipe's tower, without building it; raises as `check_encoder`."""
+    check_encoder(cfg)
+    return int(_architecture(cfg.arch)["embed_dim"])
 
 
 def sketch_clip(cfg: EncoderConfig) -> ClipSketch:

@@ -28,6 +28,7 @@ from transformers.initialization import no_init_weights
 
 from pipeline.config import LLMConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.lora import add_adapters
 from pipeline.models.placement import Placement, check_shapes, fill
 from pipeline.models.weights import TensorFiles, weight_files
 
@@ -39,13 +40,13 @@ _GenerationConfig: Any = GenerationConfig
 def load_llm(
     cfg: LLMConfig, *, dtype: torch.dtype, placement: Placement, seed: int
 ) -> PreTrainedModel:
-    """The language model of a recipe, with its weights.
+    """The language model of a recipe, with its weights and, if it has them, fresh adapters.
 
     Args:
         cfg: the recipe's `llm`.
         dtype: of all parameters.
         placement: how the parameters come into being; a `Blueprint` looks for no weights.
-        seed: kept for symmetry with the other parts: all weights are in files here, or it fails.
+        seed: of the adapters; all other weights are in files, or it fails.
 
     Returns:
         The model in eval mode, with the attention that transformers picks (SDPA wherever the model
@@ -68,6 +69,8 @@ def load_llm(
         _read_weights(model, cfg, config, dtype=dtype, placement=placement, seed=seed)
     model.generation_config = _GenerationConfig()
     model.train(False)
+    if cfg.lora.rank:
+        add_adapters(model, cfg.lora, placement=placement, seed=seed)
     return model
 
 
@@ -113,6 +116,18 @@ def load_llm_config(cfg: LLMConfig) -> PretrainedConfig:
             if is_number and key.endswith(("dropout", "pdrop")):
                 setattr(config, key, cfg.dropout)
     return config
+
+
+def check_adapters(cfg: LLMConfig, config: PretrainedConfig) -> None:
+    """Makes the adapters on the meta device, where they cost nothing.
+
+    Raises:
+        ConfigError: as `lora.add_adapters`.
+    """
+    if cfg.lora.rank:
+        with torch.device("meta"), no_init_weights():
+            model: PreTrainedModel = _AutoModel.from_config(config)
+            add_adapters(model, cfg.lora, placement=Placement(), seed=0)
 
 
 def load_tokenizer(cfg: LLMConfig) -> PreTrainedTokenizerBase:

@@ -5,7 +5,7 @@ batch are padded on the right, prompts on the left. Everything goes through subm
 it also works when parameters are partitioned; nothing here knows data, losses or DeepSpeed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -52,6 +52,9 @@ class MultimodalLM(nn.Module):
 
     def train(self, mode: bool = True) -> "MultimodalLM":
         """Parts of which nothing trains stay in eval mode: frozen means no dropout either.
+
+        A language model with adapters that train is in training mode, its own dropout included: it
+        acts on activations, and so on what the adapters learn, as in full tuning.
 
         Modules that recompute activations keep the mode, because transformers recomputes in
         training mode only; they draw no random numbers themselves.
@@ -151,7 +154,7 @@ class MultimodalLM(nn.Module):
         max_new_tokens: int,
         num_beams: int = 1,
         length_penalty: float = 1.0,
-        eos_token_id: int,
+        eos_token_id: int | Sequence[int],
         pad_token_id: int,
         synced_gpus: bool = False,
         **sampling: Any,
@@ -167,6 +170,7 @@ class MultimodalLM(nn.Module):
             input_ids: (R, T) long prompts, padded on the left; IMAGE_SLOT for image embeddings.
             attention_mask: (R, T), 0 for the padding.
             max_new_tokens: at most, EOS included.
+            eos_token_id: what ends a text; any of several.
             synced_gpus: True under ZeRO-3; then every rank calls this equally often.
             sampling: further fields of transformers' GenerationConfig (do_sample, top_p, ...).
 
@@ -192,7 +196,7 @@ class MultimodalLM(nn.Module):
                 synced_gpus=synced_gpus,
             )
         # transformers pads finished beams with EOS where the pad id is 0.
-        is_eos = out == eos_token_id
+        is_eos = torch.isin(out, torch.as_tensor(eos_token_id, device=out.device))
         ended: Tensor = is_eos.cumsum(1) - is_eos.long() > 0
         return torch.where(ended, pad_token_id, out)
 

@@ -40,8 +40,13 @@ class Placement:
 
     def shape(self, parameter: nn.Parameter) -> torch.Size:
         """The full shape of `parameter`, also while only a part of it is here."""
-        # DeepSpeed leaves the full shape on the parameter; reading it needs no import of DeepSpeed.
-        return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+        return full_shape(parameter)
+
+
+def full_shape(parameter: nn.Parameter) -> torch.Size:
+    """The full shape of a parameter, also while only a part of it is here."""
+    # DeepSpeed leaves the full shape on the parameter; reading it needs no import of DeepSpeed.
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 class Blueprint(Placement):

@@ -1,7 +1,7 @@
 """The ST networks: from the image feature to embeddings that a language model can read.
 
-Both mappers of ClipCap. They assume nothing about the encoder and the language model but their
-widths. Parameter names are ours; tests/models/test_st.py holds the map from the reference's names.
+The mappers of ClipCap. They assume nothing about the encoder and the language model but their
+widths. Parameter names are ours; `official.py` holds the map from the reference's names.
 Every submodule with parameters has `reset_parameters`, so that `placement.fill` can initialise it.
 """
 
@@ -37,6 +37,26 @@ class MLPMapper(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, C) -> (B, k, D)."""
         flat: Tensor = self.down(torch.tanh(self.up(features)))  # (B, k * D)
+        return flat.reshape(-1, self.prefix_length, self.llm_width)
+
+
+class LinearMapper(nn.Module):
+    """One linear layer. SOURCE: ClipCap predict.py:140-151, for prefixes longer than 10.
+
+    Args:
+        width: C, of the image feature.
+        prefix_length: k, embeddings handed to the language model.
+        llm_width: D, of its embeddings.
+    """
+
+    def __init__(self, width: int, prefix_length: int, llm_width: int) -> None:
+        super().__init__()
+        self.prefix_length, self.llm_width = prefix_length, llm_width
+        self.project = nn.Linear(width, llm_width * prefix_length)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C) -> (B, k, D)."""
+        flat: Tensor = self.project(features)  # (B, k * D)
         return flat.reshape(-1, self.prefix_length, self.llm_width)
 
 
@@ -143,6 +163,8 @@ def build_st(cfg: STConfig, *, width: int, llm_width: int) -> nn.Module:
     """
     if cfg.kind == "mlp":
         return MLPMapper(width, cfg.prefix_length, llm_width, cfg.hidden)
+    if cfg.kind == "linear":
+        return LinearMapper(width, cfg.prefix_length, llm_width)
     return TransformerMapper(
         width, cfg.prefix_length, llm_width, cfg.clip_length, cfg.num_layers, cfg.num_heads
     )

@@ -17,45 +17,30 @@ from pipeline.models import clipcap
 from pipeline.models.clipcap import ClipCap
 from pipeline.models.families import FAMILIES, family
 from pipeline.models.multimodal import IGNORE, IMAGE_SLOT
+from pipeline.models.official import mapper_name
 from pipeline.models.placement import Placement
 from pipeline.models.st import build_st
 from tests.models import tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
-# The reference's parameter names (behind `clip_project.`) -> ours.
-NAMES = {
-    "model.0": "up",
-    "model.2": "down",
-    "linear": "unfold",
-    "transformer.layers": "layers",
-    "norm1": "norm_attn",
-    "norm2": "norm_mlp",
-    "attn.to_queries": "query",
-    "attn.to_keys_values": "key_value",
-    "attn.project": "attn_out",
-    "mlp.fc1": "mlp_up",
-    "mlp.fc2": "mlp_down",
-}
 
-
-def ours(reference: str) -> str:
-    for theirs, own in NAMES.items():
-        reference = reference.replace(theirs, own)
-    return reference
+def golden_file(kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of a golden file, and the sizes that it was made with."""
+    with safe_open(GOLDEN / f"clipcap_{kind}.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(file.metadata()["config"])
 
 
 def golden(kind: str) -> tuple[ClipCap, dict[str, Tensor], dict[str, Any]]:
-    with safe_open(GOLDEN / f"clipcap_{kind}.safetensors", "pt") as file:
-        sizes = json.loads(file.metadata()["config"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, sizes = golden_file(kind)
     keys = ("kind", "prefix_length", "clip_length", "num_layers", "num_heads")
     cfg = STConfig(**{key: sizes[key] for key in keys})
     st = build_st(cfg, width=sizes["embedding_width"], llm_width=sizes["gpt2"]["n_embd"])
     llm = GPT2LMHeadModel(GPT2Config(**sizes["gpt2"]))
     st.load_state_dict(
         {
-            ours(name.removeprefix("weight.clip_project.")): value
+            mapper_name(name.removeprefix("weight.clip_project.")): value
             for name, value in tensors.items()
             if name.startswith("weight.clip_project.")
         }
@@ -97,7 +82,7 @@ def test_outputs_loss_and_gradients_equal_the_reference(kind: str) -> None:
     gradients = {name: value for name, value in tensors.items() if name.startswith("grad.")}
     assert len(gradients) == {"mlp": 4, "transformer": 39}[kind]
     for name, expected in gradients.items():
-        got = model.st.get_parameter(ours(name.removeprefix("grad.clip_project."))).grad
+        got = model.st.get_parameter(mapper_name(name.removeprefix("grad.clip_project."))).grad
         assert got is not None
         assert (got - expected).norm() <= 1e-4 * expected.norm(), name
 

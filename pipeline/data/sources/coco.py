@@ -98,9 +98,9 @@ def _by_list(lists: str, records: Sequence[SourceRecord]) -> dict[str, Sequence[
     rest = None if "train" in files else "train"
     splits: dict[str, list[SourceRecord]] = {split: [] for split in ("train", "val", "test")}
     for record in records:
-        split = listed.get(int(record.image_id), rest)
-        if split is not None:
-            splits[split].append(record)
+        found = listed.get(int(record.image_id), rest)
+        if found is not None:
+            splits[found].append(record)
     return dict(splits)
 
 

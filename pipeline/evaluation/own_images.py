@@ -1,0 +1,160 @@
+"""Captions one's own images with an export: all ranks share the files, rank 0 writes.
+
+Needs no shards and no DeepSpeed; the prompt, the transform and the generation are those of the
+evaluation. Leaves `captions.jsonl` (one line a file: its caption, or why it has none) and
+`captions.html` to look at.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from pipeline.assemble import CaptionModel, build_caption_model
+from pipeline.captioning import caption_batches
+from pipeline.checkpoint import ExportTensors, check_has_st
+from pipeline.config import Config
+from pipeline.data.collate import Batch
+from pipeline.data.files import atomic_file, make_folder
+from pipeline.data.image_files import FileBatch, FileDataset, Found, find_images
+from pipeline.data.loader import DecodedImages
+from pipeline.dist import World, gather_json, on_main
+from pipeline.engine import dtype_of, resolve_precision
+from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation.gallery import Card, by_reason, page, thumbnail
+from pipeline.exports import find_export
+from pipeline.models.placement import Placement
+from pipeline.splits import prompt_collator
+
+log = logging.getLogger("pipeline")
+
+
+def caption_images(config: Config, world: World) -> str:
+    """Captions the images of the recipe's `caption` section; every rank calls it.
+
+    Returns a line that says what was written.
+
+    Raises:
+        ConfigError: checkpoint or images is missing, or names nothing.
+        CheckpointError: the export cannot caption, or does not fit the recipe.
+        DataError: not one of the files could be captioned; they are listed all the same.
+    """
+    export = Path(on_main(lambda: _export(config), world))
+    found = Found(**on_main(lambda: find_images(config.caption.images)._asdict(), world))
+    log.info("caption       %d files of %s with %s", len(found.names), found.root, export)
+    dtype = dtype_of(resolve_precision(config.precision, world.device))
+    built = build_caption_model(
+        replace(config, data=replace(config.data, cache_features=False)),
+        ExportTensors(export),
+        {},
+        dtype=dtype,
+        placement=Placement(),
+        world=world,
+    )
+    built.model.to(world.device).eval()
+    seen = FileBatch()
+    captions = caption_batches(
+        built.model,
+        _batches(config, _dataset(config, built, found, world), seen),
+        built.tokenizer,
+        config.evaluate,
+        device=world.device,
+        dtype=dtype,
+    )
+    local = [captions, seen.faults, seen.pictures]
+    parts: tuple[dict[str, str], dict[str, str], dict[str, str]] = ({}, dict(found.faults), {})
+    for gathered in gather_json(local, world):
+        for whole, part in zip(parts, gathered, strict=True):
+            whole.update(part)
+    return on_main(lambda: _write(config, export, found, *parts), world)
+
+
+def _export(config: Config) -> str:
+    for key in ("checkpoint", "images"):
+        if not getattr(config.caption, key):
+            raise ConfigError(
+                f"caption: {key}= is missing; give checkpoint=FOLDER (an export, a phase or a run) "
+                "and images=FOLDER"
+            )
+    export = find_export(Path(config.caption.checkpoint), "checkpoint")
+    check_has_st(export)
+    return str(export)
+
+
+def _dataset(config: Config, built: CaptionModel, found: Found, world: World) -> FileDataset:
+    """This rank's files."""
+    source = built.decoded.source
+    assert isinstance(source, DecodedImages)
+    return FileDataset(
+        root=found.root,
+        names=found.names[world.rank :: world.size],
+        size=config.evaluate.batch,
+        collate=prompt_collator(config, built.decoded, built.tokenizer),
+        transform=source.transform,
+        image_size=source.image_size,
+        max_pixels=config.data.max_pixels,
+        shown=frozenset(found.names[: config.caption.shown]),
+        picture=thumbnail,
+    )
+
+
+def _batches(config: Config, dataset: FileDataset, seen: FileBatch) -> Iterator[Batch]:
+    """The prompts, loaded ahead; faults and pictures gather in `seen`."""
+    workers = min(config.data.workers, len(dataset))
+    loader: DataLoader[FileBatch] = DataLoader(dataset, batch_size=None, num_workers=workers)
+    began = time.perf_counter()
+    for done, loaded in enumerate(loader, start=1):
+        seen.faults |= loaded.faults
+        seen.pictures |= loaded.pictures
+        if loaded.batch is not None:
+            yield loaded.batch
+        left = (time.perf_counter() - began) / done * (len(dataset) - done)
+        log.info("caption       batch %d/%d  eta %.0f s", done, len(dataset), left)
+
+
+def _write(
+    config: Config,
+    export: Path,
+    found: Found,
+    captions: dict[str, str],
+    faults: dict[str, str],
+    pictures: dict[str, str],
+) -> str:
+    place = Path(found.root).resolve().name or "images"
+    out = Path(config.caption.out or Path(config.runs, config.name, "captions", place))
+    make_folder(out)
+    with atomic_file(out / "captions.jsonl") as file:
+        for name in sorted(captions.keys() | faults.keys()):
+            said = {"caption": captions[name]} if name in captions else {"reason": faults[name]}
+            line = json.dumps({"file": readable(name), **said}, ensure_ascii=False)
+            file.write(f"{line}\n".encode())
+    cards = [
+        Card(readable(name), pictures[name], captions[name])
+        for name in found.names
+        if name in pictures and name in captions
+    ]
+    html = page(
+        cards,
+        model=str(export),
+        captioned=len(captions),
+        skipped={readable(name): reason for name, reason in sorted(faults.items())},
+        ignored=found.ignored,
+    )
+    with atomic_file(out / "captions.html") as file:
+        file.write(html.encode())
+    skipped = by_reason(faults) or "none"
+    if not captions:
+        raise DataError(
+            f"none of the {len(faults)} files of {found.root} could be captioned ({skipped}); "
+            f"{out / 'captions.jsonl'} says why for each"
+        )
+    return f"{out}: {len(captions)} images captioned, {len(cards)} on the sheet; skipped: {skipped}"
+
+
+def readable(name: str) -> str:
+    """A file's name as text; bytes that are no UTF-8 become replacement characters."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,117 @@
+"""Models in and out: from the reference's checkpoints, to what transformers and open_clip load.
+
+Trains nothing, and needs no data and no DeepSpeed. One process does all of it; the model is whole
+in its memory, in float32.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline import checkpoint as ckpt
+from pipeline.assemble import overlay, overlay_clip
+from pipeline.checkpoint import ExportTensors, Progress
+from pipeline.config import Config, ExportConfig
+from pipeline.data.files import sha256_of
+from pipeline.errors import ConfigError
+from pipeline.exports import find_export
+from pipeline.models.encoder import feature_width, load_clip
+from pipeline.models.folders import write_clip, write_llm, write_st
+from pipeline.models.llm import llm_width, load_llm, load_tokenizer
+from pipeline.models.lora import merge
+from pipeline.models.official import STOP, check_recipe, read_official
+from pipeline.models.placement import Placement
+
+
+def export(config: Config) -> str:
+    """Does what the recipe's `export` section says; returns a line that says what was written.
+
+    Raises:
+        ConfigError: neither or both of official and checkpoint, no out, or one that is in use; the
+            checkpoint and the recipe do not fit.
+        CheckpointError: the checkpoint cannot be used.
+    """
+    asked = config.export
+    if bool(asked.official) == bool(asked.checkpoint):
+        raise ConfigError(
+            "export: give either official=FILE (a checkpoint of the reference) or "
+            "checkpoint=FOLDER (an export, a phase or a run of this project)"
+        )
+    if not asked.out:
+        raise ConfigError("export: out= is missing; name a folder to be written")
+    out = Path(asked.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"out={out} exists and is not an empty folder; name another")
+    if asked.official:
+        return import_official(config, Path(asked.official), out)
+    return convert(config, find_export(Path(asked.checkpoint), "checkpoint"), out)
+
+
+def import_official(config: Config, file: Path, out: Path) -> str:
+    """A checkpoint of the reference as an export, to be scored or tuned under this recipe."""
+    official = read_official(file)
+    check_recipe(official, config)
+    # What the reference's models need in order to end, unless the recipe says it already.
+    settings = replace(config.evaluate, stop=config.evaluate.stop or STOP)
+    source = {"file": file.name, "sha256": sha256_of(file)}
+    details = {
+        "fingerprint": ckpt.fingerprint_of(ckpt.IMPORTED, source["sha256"]),
+        "phase": ckpt.IMPORTED,
+        "source": source,
+    }
+    used = replace(config, evaluate=settings, export=ExportConfig())
+    ckpt.save_export(out, official.tensors, Progress(), details, used)
+    return f"{out}: {official}; captions end at {settings.stop!r}"
+
+
+def convert(config: Config, source: Path, out: Path) -> str:
+    """An export of ours as llm/, st.safetensors with st.json, and, where it was adapted, encoder/.
+
+    `out` appears by rename, complete or not at all.
+    """
+    tensors = ExportTensors(source)
+    st = {name.removeprefix("st."): tensors[name] for name in tensors if name.startswith("st.")}
+    adapted = any(name.startswith("encoder.") for name in tensors)
+    tower = f"{config.encoder.arch}, {config.encoder.pretrained} of open_clip as it came"
+    parts = []
+    writing = out.with_name(f".writing-{out.name}")
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    if st:
+        llm = merged_llm(config, tensors)
+        write_llm(llm, load_tokenizer(config.llm), writing / "llm")
+        details = {
+            "feature_width": feature_width(config.encoder),
+            "llm_width": llm_width(llm.config),
+            "normalize": config.encoder.normalize,
+            "encoder": "encoder/" if adapted else tower,
+            "stop": config.evaluate.stop,
+        }
+        write_st(config.st, st, writing, details)
+        parts += ["llm/ (transformers)", "st.safetensors and st.json"]
+    if adapted:
+        clip = load_clip(config.encoder, seed=config.seed)
+        overlay_clip(clip.model, tensors)
+        write_clip(config.encoder, clip.model, writing / "encoder")
+        text = any(name.startswith("text.") for name in tensors)
+        parts.append(f"encoder/ (open_clip{'' if text else '; its text tower as it came'})")
+    if out.exists():
+        out.rmdir()  # empty
+    writing.rename(out)
+    return f"{out}: {', '.join(parts)}" + ("" if adapted else f"; encoder: {tower}")
+
+
+def merged_llm(config: Config, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+    """The recipe's LLM with an export laid over it, as a plain model of transformers.
+
+    The one place where adapters are merged into the weights that they adapt.
+    """
+    llm = load_llm(config.llm, dtype=torch.float32, placement=Placement(), seed=config.seed)
+    overlay(llm, tensors, "llm.", Placement())
+    merge(llm)
+    return llm

@@ -1,0 +1,63 @@
+"""Where captions end: at EOS, or at the text that `evaluate.stop` names, which stays."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.captioning import caption_batches, end_ids
+from pipeline.config import EvaluateConfig
+from pipeline.data.collate import LanguageCollator, Sample
+from pipeline.data.prompts import PromptRows
+from pipeline.errors import ConfigError
+from pipeline.models.multimodal import IMAGE_SLOT, MultimodalLM
+from tests.models import tiny
+
+WORDS = ("a", "cat", "dog", "on", "the", "mat", ".", "</s>")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "a"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="</s>")
+
+
+def captions(tokenizer: PreTrainedTokenizerFast, **settings: object) -> dict[str, str]:
+    """Of 20 random features, by a random LM over eight words."""
+    model: MultimodalLM = tiny.multimodal(
+        tiny.gpt2(vocab_size=len(WORDS), bos_token_id=7, eos_token_id=7)
+    )
+    nn.init.normal_(model.st.up.weight, std=5.0)
+    torch.manual_seed(3)
+    samples = [Sample(str(i), i, ("",), torch.randn(tiny.FEATURE)) for i in range(20)]
+    collate = LanguageCollator(PromptRows((IMAGE_SLOT,) * tiny.PREFIX), (tiny.FEATURE,), 7)
+    chosen = EvaluateConfig(beams=1, max_new_tokens=12, **settings)
+    return caption_batches(
+        model, [collate(samples)], tokenizer, chosen, device=CPU, dtype=torch.float32
+    )
+
+
+@pytest.mark.parametrize("stop", ["the", "mat"])
+def test_a_stop_text_ends_a_greedy_caption_and_stays_in_it(
+    tokenizer: PreTrainedTokenizerFast, stop: str
+) -> None:
+    free = captions(tokenizer)
+    stopped = captions(tokenizer, stop=stop)
+    longer = 0
+    for key, text in free.items():
+        words = text.split()
+        kept = words[: words.index(stop) + 1] if stop in words else words
+        assert stopped[key].split() == kept, key
+        longer += len(words) > len(kept)
+    assert longer > 2  # they would have gone on
+
+
+def test_the_stop_text_is_one_token_or_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert end_ids(tokenizer, None) == [7]
+    assert end_ids(tokenizer, ".") == [7, 6]
+    for text, tokens in (("the mat", 2), ("", 0)):
+        with pytest.raises(ConfigError, match=rf"evaluate\.stop='{text}' is {tokens} tokens"):
+            end_ids(tokenizer, text)
