@@ -14,6 +14,7 @@ from pipeline.config import Config, EncoderAdaptConfig
 from pipeline.ds_config import read_ds_config
 from pipeline.engine import layout_of
 from pipeline.explain.activations import kept_bytes, language_activations
+from pipeline.explain.budget import need
 from pipeline.explain.parts import census, with_sketches
 from pipeline.explain.resolved import resolved_recipe
 from pipeline.explain.stages import explain_phase
@@ -152,6 +153,26 @@ def test_small_weights_that_are_still_to_be_made_are_counted(tmp_path: Path) -> 
     assert not (tmp_path / "weights").exists()
 
 
+def test_adapters_and_averages_are_in_the_plan(there: Config) -> None:
+    llm = replace(there.llm, lora=replace(there.llm.lora, rank=2))
+    config = replace(there, llm=llm)
+    segment = one_of("llm_tune", there.llm_tune)
+    plain, adapted = (
+        census(each, "llm_tune", segment, precision="fp32", captions=None, ranks=1)
+        for each in (there, config)
+    )
+    assert adapted.parts["llm"].trained < 0.1 * plain.parts["llm"].trained
+    assert adapted.parts["llm"].total > plain.parts["llm"].total
+    assert adapted.parts["st"] == plain.parts["st"]
+    loaded = read_ds_config("test", "zero3")
+    averaged = replace(there.llm_tune, ema=0.99)
+    without, beside = (
+        need(plain, phase, loaded, precision="fp32", ranks=1).states.optimizer
+        for phase in (there.llm_tune, averaged)
+    )
+    assert beside == pytest.approx(without * 16 / 12)
+
+
 # Where a phase stands.
 
 
@@ -278,3 +299,13 @@ def test_preparing_is_explained_with_its_counts(tmp_path: Path, monkeypatch, cap
     run_stage("prepare", ["source=scenes", out, counts], monkeypatch, capsys)
     text = run_stage("prepare", ["source=scenes", out, counts, "--plan"], monkeypatch, capsys)
     assert "finished: 20 records in 1 shard" in text
+
+
+@pytest.mark.parametrize("stage", ["caption", "export"])
+def test_stages_without_a_phase_have_a_plan_too(
+    tmp_path: Path, monkeypatch, capsys, stage: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = run_stage(stage, ["recipe=quickstart", "--plan", "out=x"], monkeypatch, capsys)
+    assert f"Plan of stages/{stage}.py. Nothing is written." in text and "x" in text
+    assert not list(tmp_path.iterdir())
