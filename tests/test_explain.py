@@ -17,7 +17,7 @@ from pipeline.explain.activations import kept_bytes, language_activations
 from pipeline.explain.budget import need
 from pipeline.explain.parts import census, with_sketches
 from pipeline.explain.resolved import resolved_recipe
-from pipeline.explain.stages import explain_phase
+from pipeline.explain.stages import explain_evaluate, explain_phase
 from pipeline.explain.standing import ALONE, FINISHED, OFF, REFUSED, RESUMES, STARTS, standing
 from pipeline.models.clipcap import ClipCap, parts
 from pipeline.models.encoder import load_clip, load_image_encoder
@@ -226,6 +226,17 @@ def test_a_plan_has_the_numbers_of_the_run(there: Config) -> None:
     assert "[1] st 0.002, llm 0.001" in text
     assert "ZeRO-3, 3 ranks, fp32" in text
     assert "2 steps of warm-up" in text
+
+
+def test_what_a_stage_would_not_make_itself_is_said(there: Config) -> None:
+    text = explain_phase(there, ALONE, "llm_tune")
+    assert "encoder_adapt     not run yet" in text
+    assert "llm_tune          refused: llm_tune starts from st_align" in text
+    assert "refused: llm_tune is not finished; run stages/encoder_adapt.py" in explain_evaluate(
+        there, ALONE
+    )
+    made = explain_evaluate(replace(there, make_missing=True), ALONE)
+    assert "refused" not in made and "llm_tune          starts: from st_align" in made
 
 
 def test_a_plan_says_where_zero3_pays_for_nothing(there: Config) -> None:

@@ -22,7 +22,7 @@ from pipeline.explain.phase import (
     plan_phase,
 )
 from pipeline.explain.resolved import resolved_recipe
-from pipeline.explain.standing import REFUSED, Standing, standing
+from pipeline.explain.standing import FINISHED, OFF, RESUMES, STARTS, Standing, standing
 from pipeline.explain.text import UNKNOWN, count, plural, section, size
 from pipeline.phases import as_baseline, phases_before
 from pipeline.preflight import problems
@@ -44,7 +44,7 @@ def explain_phase(config: Config, world: World, name: str) -> str:
         found = _standings(config, plans, precision, world)
         parts = [
             _heading(f"stages/{name}.py", config, world, precision),
-            _way(config, found, train),
+            _way(config, found, train, stage=name),
             _not_ready(sketched, _unmade(config), world, name),
             parameter_table(plans) if any(plan.counts for plan in plans) else "",
             phase_text(sketched, plans[-1], plans, train, world, precision),
@@ -60,9 +60,10 @@ def explain_evaluate(config: Config, world: World) -> str:
     precision = resolve_precision(config.precision, world.device)
     with with_sketches(config) as sketched:
         plans = _plans(sketched, phases_before(config, "evaluate"), train, precision, world)
+        found = _standings(config, plans, precision, world)
         parts = [
             _heading("stages/evaluate.py", config, world, precision),
-            _way(config, _standings(config, plans, precision, world), train),
+            _way(config, found, train, stage="evaluate"),
             _not_ready(sketched, _unmade(config), world, "evaluate"),
             parameter_table(plans) if any(plan.counts for plan in plans) else "",
             section("evaluate", _evaluation(config, world, plans)),
@@ -139,18 +140,31 @@ def _heading(stage: str, config: Config, world: World, precision: str) -> str:
     )
 
 
-def _way(config: Config, found: dict[str, Standing], train: Outlook) -> str:
+def _way(config: Config, found: dict[str, Standing], train: Outlook, *, stage: str) -> str:
     """What is there, and what each phase would do."""
     validation = outlook(config, config.data.val_split)
     rows = [
         ("training split", train.detail),
         ("validation split", validation.detail),
         *_weights(config),
-        *((name, str(each)) for name, each in found.items()),
+        *((name, _told(config, name, each, stage)) for name, each in found.items()),
     ]
-    refused = any(each.state == REFUSED for each in found.values())
-    hint = "" if config.make_missing or not refused else " (make_missing=false)"
-    return section(f"What is there, and what would be done{hint}", rows)
+    if stage == "evaluate" and not config.make_missing:
+        left = [name for name, each in found.items() if each.state != FINISHED]
+        if left:
+            rows.append(
+                ("evaluate", f"refused: {left[-1]} is not finished; run stages/{left[0]}.py")
+            )
+    return section("What is there, and what would be done", rows)
+
+
+def _told(config: Config, name: str, found: Standing, stage: str) -> str:
+    """A phase's standing; without `make_missing` a stage leaves the other phases as they are."""
+    if name == stage or config.make_missing or found.state in (FINISHED, OFF):
+        return str(found)
+    if found.state == RESUMES:
+        return f"not finished: it would go on {found.detail}"
+    return "not run yet" if found.state == STARTS else str(found)
 
 
 def _weights(config: Config) -> list[tuple[str, str]]:
