@@ -95,6 +95,22 @@ def overlay(
     every rank alike and before anything is written.
     """
     named = {stable_name(name): each for name, each in module.named_parameters()}
+    mine = check_overlay(module, tensors, prefix, placement)
+    for name, exported in mine.items():
+        with placement.writable([named[name]]) as writes:
+            if writes:
+                with torch.no_grad():
+                    named[name].copy_(tensors[exported])
+
+
+def check_overlay(
+    module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, placement: Placement
+) -> dict[str, str]:
+    """The tensors whose names start with `prefix`, by their names in the module.
+
+    Reads shapes alone. Raises CheckpointError as `overlay` does.
+    """
+    named = {stable_name(name): each for name, each in module.named_parameters()}
     mine = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
     for name, exported in mine.items():
         if name not in named:
@@ -109,11 +125,7 @@ def overlay(
                 f"the export's {exported} is {theirs}, the model's is {ours}; use the recipe that "
                 "made the export, or another init_from="
             )
-    for name, exported in mine.items():
-        with placement.writable([named[name]]) as writes:
-            if writes:
-                with torch.no_grad():
-                    named[name].copy_(tensors[exported])
+    return mine
 
 
 def overlay_clip(clip: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -172,17 +184,22 @@ def _cached(
     return Images(CachedFeatures(places), (encoder.width,))
 
 
-def recipe_identity(config: Config, cache: Path, *, language: bool) -> dict[str, object]:
+def recipe_identity(
+    config: Config, cache: Path, *, language: bool, remember: bool = True
+) -> dict[str, object]:
     """What base weights and model a recipe means, independent of where its files lie.
 
-    language: of a phase with an LM; without, only what the contrastive phase reads.
+    language: of a phase with an LM; without, only what the contrastive phase reads. cache,
+    remember: see `checkpoint.content_hash`.
     """
     encoder = replace(config.encoder)
     source = config.encoder.arch.removeprefix("local-dir:")
     weights = [source, config.encoder.pretrained or "", config.llm.path]
     if not family(config.family).SEES_IMAGES:
         weights[:2] = ["", ""]
-    hashes = [content_hash(Path(each), cache) if each else "" for each in weights]
+    hashes = [
+        content_hash(Path(each), cache, remember=remember) if each else "" for each in weights
+    ]
     arch = hashes[0] if source != config.encoder.arch else encoder.arch
     identity: dict[str, object] = {
         "seed": config.seed,

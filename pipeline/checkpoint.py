@@ -101,24 +101,34 @@ def load_checkpoint(path: Path, engine: Engine, fingerprint: str) -> Progress:
 
     Raises CheckpointError when the recipe, the data or the number of ranks is another.
     """
+    progress = check_checkpoint(path, fingerprint, engine.world.size, engine.layout)
+    engine.load(path)
+    _restore_random_state(load_file(path / f"random-{engine.world.rank}.safetensors"))
+    return progress
+
+
+def check_checkpoint(path: Path, fingerprint: str, ranks: int, layout: str) -> Progress:
+    """How far the run was that wrote `path`, if this one can go on from there.
+
+    Raises CheckpointError when the recipe, the data, the number of ranks or the layout (an
+    engine's `layout`) is another.
+    """
     state = _read_state(path)
     if state["fingerprint"] != fingerprint:
         raise CheckpointError(
             f"{path} was written by another recipe or on other data; give another name=, or "
             "overwrite=true to start the phase again"
         )
-    if state["ranks"] != engine.world.size:
+    if state["ranks"] != ranks:
         raise CheckpointError(
-            f"{path} was written by {state['ranks']} ranks, now there are {engine.world.size}; "
+            f"{path} was written by {state['ranks']} ranks, now there are {ranks}; "
             f"start with {state['ranks']}, or overwrite=true to start the phase again"
         )
-    if state["layout"] != engine.layout:
+    if state["layout"] != layout:
         raise CheckpointError(
-            f"{path} was written under {state['layout']}, this run uses {engine.layout}; go back "
+            f"{path} was written under {state['layout']}, this run uses {layout}; go back "
             "to that ds_config and precision, or overwrite=true to start the phase again"
         )
-    engine.load(path)
-    _restore_random_state(load_file(path / f"random-{engine.world.rank}.safetensors"))
     return Progress(**state["progress"])
 
 
@@ -216,10 +226,11 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def content_hash(path: Path, cache: Path) -> str:
+def content_hash(path: Path, cache: Path, *, remember: bool = True) -> str:
     """A short hash of a file's bytes, or of all files of a folder; the name itself if neither.
 
-    Weights of many GB are read once: `cache` (JSON) remembers hashes by path, size and time.
+    Weights of many GB are read once: `cache` (JSON) remembers hashes by path, size and time;
+    remember: whether new ones are written to it.
     """
     if not path.exists():
         return str(path)
@@ -235,8 +246,9 @@ def content_hash(path: Path, cache: Path) -> str:
             with file.open("rb") as opened:
                 known[key] = hashlib.file_digest(opened, "sha256").hexdigest()
         hashes.append([file.name if path.is_dir() else "", known[key]])
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_json(cache, known)
+    if remember:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache, known)
     return fingerprint_of(hashes)
 
 

@@ -26,12 +26,19 @@ def positive(default: float) -> Any:
     return field(default=default, metadata={"positive": True})
 
 
+def path(default: str | None = "") -> Any:
+    """A file or a folder: `~` and variables of the environment in it are expanded."""
+    return field(default=default, metadata={"path": True})
+
+
 @dataclass
 class EncoderConfig:
     """The image tower, any that open_clip knows."""
 
-    arch: str = "ViT-B-32"  # an open_clip architecture, or local-dir:FOLDER in open_clip's format
-    pretrained: str | None = "openai"  # a tag of open_clip, a local file, or null (random weights)
+    # an open_clip architecture, or local-dir:FOLDER in open_clip's format
+    arch: str = path("ViT-B-32")
+    # a tag of open_clip, a local file, or null (random weights)
+    pretrained: str | None = path("openai")
     normalize: bool = False  # L2-normalise the features (the reference's --normalize_prefix)
 
 
@@ -63,7 +70,7 @@ class LoRAConfig:
 class LLMConfig:
     """The language model, any causal LM of transformers."""
 
-    path: str = "gpt2"  # a local folder, or a name on the hub
+    path: str = path("gpt2")  # a local folder, or a name on the hub
     dropout: float | None = not_negative(None)  # null keeps what the model's own config says
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 
@@ -72,7 +79,7 @@ class LLMConfig:
 class MixConfig:
     """One set of a mixture."""
 
-    shards: str = ""  # as data.shards
+    shards: str = path()  # as data.shards
     split: str | None = None  # null = data.train_split
     weight: float = positive(1.0)  # how often an epoch has each record; 2.5: twice, half of them 3x
     name: str | None = None  # in TensorBoard and the summary; null = the last part of `shards`
@@ -87,7 +94,7 @@ class MixConfig:
 class RemoteConfig:
     """How shards are read that lie on a server: fetched whole into a folder of this machine."""
 
-    cache: str | None = None  # this folder, best on a local disk; null = ~/.cache/eim
+    cache: str | None = path(None)  # this folder, best on a local disk; null = ~/.cache/eim
     cache_gb: float = positive(100.0)  # the most that it holds, in 10^9 bytes
     schemes: list[str] = field(default_factory=list)  # fsspec's, allowed besides http(s) and s3
 
@@ -96,7 +103,7 @@ class RemoteConfig:
 class DataConfig(RemoteConfig):
     """Where the records are and how they are read."""
 
-    shards: str = ""  # folder, or http(s):// or s3:// URL, with a sub-folder for each split
+    shards: str = path()  # folder, or http(s):// or s3:// URL, with a sub-folder for each split
     mix: list[MixConfig] = field(default_factory=list)  # trained on instead of shards' train_split
     train_split: str = "train"
     val_split: str = "val"
@@ -116,8 +123,8 @@ class PhaseConfig:
     """What every phase has."""
 
     enabled: bool = True
-    ds_config: str = "zero3"  # a file of ds_configs/ without its ending, or a path
-    init_from: str | None = None  # an export to start from instead of the predecessor's
+    ds_config: str = path("zero3")  # a file of ds_configs/ without its ending, or a path
+    init_from: str | None = path(None)  # an export to start from instead of the predecessor's
     captions: str = one_of("all", "all", "one")  # of a record: all of them, or one drawn per epoch
     global_batch: int = positive(64)  # records per optimizer step, on any number of ranks
     micro_batch: int = positive(16)  # records per rank and forward pass; changes speed, not results
@@ -188,27 +195,29 @@ class EvaluateConfig:
     split: str = "test"
     # null loads the whole model on every rank, which is many times faster; zero3 partitions one
     # that does not fit (stages below 3 partition nothing that inference has)
-    ds_config: str | None = None
+    ds_config: str | None = path(None)
     records: int | None = not_negative(None)  # null = the whole split
     batch: int = positive(32)  # images per rank and generation call
     beams: int = positive(5)
     max_new_tokens: int = positive(40)
     length_penalty: float = 1.0  # 1 = mean log-probability, as the reference
     stop: str | None = None  # a text of one token that ends a caption and stays in it; null = EOS
-    export: str | None = None  # an export, phase or run to score; null = this run's last phase
+    # an export, phase or run to score; null = this run's last phase
+    export: str | None = path(None)
     metrics: list[str] = field(
         default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider", "spice"]
     )
-    spice_models: str | None = None  # folder of SPICE's jars; null = pycocoevalcap's own, if there
+    # folder of SPICE's jars; null = pycocoevalcap's own, if there
+    spice_models: str | None = path(None)
 
 
 @dataclass
 class CaptionConfig:
     """Captions for one's own images; the keys of `stages/caption.py`."""
 
-    checkpoint: str = ""  # an export, a phase's folder or a run's; its recipe comes along
-    images: str = ""  # a folder (with all below it), a file, or a pattern such as 'a/*.jpg'
-    out: str = ""  # folder; empty = runs/<name>/captions
+    checkpoint: str = path()  # an export, a phase's folder or a run's; its recipe comes along
+    images: str = path()  # a folder (with all below it), a file, or a pattern such as 'a/*.jpg'
+    out: str = path()  # folder; empty = runs/<name>/captions
     shown: int = not_negative(300)  # images in the HTML sheet; the JSON lines hold all
 
 
@@ -216,9 +225,9 @@ class CaptionConfig:
 class ExportConfig:
     """Models in and out; the keys of `stages/export.py`: either `official` or `checkpoint`."""
 
-    official: str = ""  # a checkpoint of the reference, which becomes an export
-    checkpoint: str = ""  # an export, phase or run, which becomes folders for other libraries
-    out: str = ""  # folder; must not exist, or be empty
+    official: str = path()  # a checkpoint of the reference, which becomes an export
+    checkpoint: str = path()  # an export, phase or run, which becomes folders for other libraries
+    out: str = path()  # folder; must not exist, or be empty
 
 
 @dataclass
@@ -226,20 +235,22 @@ class PrepareConfig(RemoteConfig):
     """One data set to be written as shards, or shards of others to be indexed."""
 
     source: str = ""  # coco, flickr8k, folder, scenes, or webdataset (shards of others)
-    out: str = ""  # folder; each split becomes a sub-folder
-    images: str = ""  # coco, flickr8k, folder: the image folder
-    annotations: list[str] = field(default_factory=list)  # coco: annotation JSON files
-    karpathy: str = ""  # coco: dataset_coco.json, whose splits (and sentences) are used
+    out: str = path()  # folder; each split becomes a sub-folder
+    images: str = path()  # coco, flickr8k, folder: the image folder
+    # coco: annotation JSON files
+    annotations: list[str] = field(default_factory=list, metadata={"path": True})
+    karpathy: str = path()  # coco: dataset_coco.json, whose splits (and sentences) are used
     split: str = "train"  # coco without karpathy and lists, folder without a column, webdataset
-    captions: str = ""  # flickr8k: captions.txt; folder: a .csv, .tsv, .jsonl or .json file
+    captions: str = path()  # flickr8k: captions.txt; folder: a .csv, .tsv, .jsonl or .json file
     image_column: str = ""  # folder: "" = found by its usual names (image, file_name, path, ...)
     caption_column: str = ""  # folder: "" = found by its usual names (caption, text, ...)
     split_column: str = ""  # folder: "" = the column `split`, where there is one
-    shards: str = ""  # webdataset: a folder of tars, or a pattern: [s3://b]/d/{00000..00331}.tar
+    # webdataset: a folder of tars, or a pattern: [s3://b]/d/{00000..00331}.tar
+    shards: str = path()
     hash: bool = False  # webdataset: also compute SHA-256 of each shard, which reads all of it
     # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
     # coco with annotations: folder with karpathy_{val,test}_images.txt
-    split_lists: str = ""
+    split_lists: str = path()
     style: str = one_of("general", "general", "target")  # scenes
     wording: str = one_of("style", "style", "both")  # scenes: a record is told in either wording
     counts: dict[str, int] = field(
@@ -273,8 +284,8 @@ class ScratchConfig:
 class PretrainConfig:
     """A small CLIP and a small LM from scratch, on `shards`."""
 
-    out: str = ""  # folder: clip/ in open_clip's format, llm/ in transformers'
-    shards: str = ""  # null-string = the recipe's own data
+    out: str = path()  # folder: clip/ in open_clip's format, llm/ in transformers'
+    shards: str = path()  # null-string = the recipe's own data
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     clip: EncoderAdaptConfig = field(default_factory=lambda: EncoderAdaptConfig(lr=1e-3))
     llm: LLMTuneConfig = field(default_factory=lambda: LLMTuneConfig(lr=1e-3))
@@ -286,13 +297,15 @@ class Config:
 
     recipe: str = "quickstart"
     name: str = ""  # of the run directory; the recipe's name when empty
-    runs: str = "runs"
+    runs: str = path("runs")
     seed: int = not_negative(0)
     family: str = one_of("clipcap", "clipcap")
     baseline: bool = False  # the same model with the EIM measures off, for as many records seen
     precision: str = one_of("auto", "auto", "bf16", "fp16", "fp32")
     make_missing: bool = False  # make missing shards, weights and predecessors first
     overwrite: bool = False  # start a phase again whose export is of another recipe
+    plan: bool = False  # say what the stage would do, and stop (also --plan)
+    plan_ranks: int | None = None  # plan for this many ranks; null = those of the launch
     paths: dict[str, str] = field(default_factory=dict)  # variables for the recipe's ${paths.x}
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     st: STConfig = field(default_factory=STConfig)

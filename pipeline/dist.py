@@ -103,6 +103,22 @@ def start() -> World:
     return World(rank, size, local_rank, local_size, device)
 
 
+def planned(ranks: int | None = None) -> World:
+    """The place that this process would have, without joining anybody.
+
+    ranks: as if so many had been launched, as many on each node as it has GPUs (8 where there are
+    none); None takes the launch as it is.
+    """
+    found = resolve(os.environ)
+    rank, size = int(found["RANK"]), int(found["WORLD_SIZE"])
+    local_rank, local_size = int(found["LOCAL_RANK"]), int(found["LOCAL_WORLD_SIZE"])
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if ranks is not None:
+        size, local_size = ranks, min(ranks, gpus or 8)
+    device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
+    return World(rank, size, local_rank, local_size, device)
+
+
 def stop() -> None:
     """Leaves the process group; only after a run that ended well (never after an exception)."""
     if torch_dist.is_initialized():

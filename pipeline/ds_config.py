@@ -81,6 +81,11 @@ def _check_form(where: str, loaded: dict[str, Any]) -> None:
             f"{where}: zero_optimization={json.dumps(zero)} must be an object with a stage from 0 "
             "to 3"
         )
+    if zero.get("overlap_comm") and zero.get("stage", 0) < 2:
+        raise ConfigError(
+            f"{where}: overlap_comm needs ZeRO-2 or 3 here, this is stage {zero.get('stage', 0)}; "
+            "leave it out, or raise the stage"
+        )
 
 
 def read_ds_config(name: str, ds_config: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import logger as deepspeed_logger
@@ -28,7 +29,7 @@ from pipeline import ds_config as ds
 from pipeline.averages import Blend, MovingAverage, as_trained
 from pipeline.config import PhaseConfig
 from pipeline.dist import World
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.placement import Placement
 from pipeline.phases import Group, split_by_decay
 
@@ -50,6 +51,28 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises ConfigError for a resolved precision that the device cannot train in."""
+    accelerator: Any = get_accelerator()
+    able = {
+        "bf16": accelerator.is_bf16_supported,
+        "fp16": accelerator.is_fp16_supported,
+        "fp32": lambda: True,
+    }
+    if not able[precision]():
+        there = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+        usable = [each for each, can in able.items() if can()]
+        raise ConfigError(
+            f"precision={precision}: {there} does not compute in it; use auto, or one of "
+            f"{', '.join(usable)}"
+        )
+
+
+def layout_of(ds_config: dict[str, Any], precision: str) -> str:
+    """What a checkpoint can be loaded into, as text."""
+    return f"ZeRO-{ds.zero_stage(ds_config)}, {precision}"
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -124,7 +147,7 @@ class Engine:
         self.world = world
         self.stage = ds.zero_stage(loaded)
         self.groups = tuple(split_by_decay(groups))
-        self.layout = f"ZeRO-{self.stage}, {precision}"  # what a checkpoint can be loaded into
+        self.layout = layout_of(loaded, precision)
         self._trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.trained_parameters = sum(_full_size(p) for _, p in self._trained)
         self.all_parameters = sum(_full_size(p) for p in module.parameters())

@@ -66,6 +66,23 @@ def predecessor(config: Config, name: str) -> str | None:
     return enabled[-1] if enabled else None
 
 
+def phases_before(config: Config, until: str) -> list[str]:
+    """The phases that must be finished before `until`, in order.
+
+    Not those before a phase with `init_from`, and none where `evaluate.export` is scored. config:
+    the effective one. until: a phase, or `evaluate`.
+    """
+    if until == "evaluate":
+        enabled = [name for name in PHASES if getattr(config, name).enabled]
+        if config.evaluate.export is not None or not enabled:
+            return []
+        return [*phases_before(config, enabled[-1]), enabled[-1]]
+    before = predecessor(config, until)
+    if before is None or getattr(config, until).init_from is not None:
+        return []
+    return [*phases_before(config, before), before]
+
+
 def as_baseline(config: Config, records: int) -> Config:
     """The same model with the EIM measures off, for the same number of records seen.
 

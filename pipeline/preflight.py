@@ -1,24 +1,48 @@
 """All of a recipe is checked before anything is trained or encoded.
 
-Opens configurations and manifests, never weights. `recipe.validate` has checked the values by
-themselves; here they meet what lies on disk.
+Opens configurations, manifests and headers, never weights. `recipe.validate` has checked the values
+by themselves; here they meet what lies on disk, each other, and the machine.
 """
 
+import os
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from pipeline.assemble import check_overlay
 from pipeline.captioning import end_ids
-from pipeline.config import Config
-from pipeline.errors import ConfigError, DataError
+from pipeline.checkpoint import ExportTensors
+from pipeline.config import PHASES, Config, EncoderAdaptConfig, PhaseConfig
+from pipeline.data.manifest import MANIFEST_NAME
+from pipeline.data.remote import is_remote
+from pipeline.dist import World, from_main
+from pipeline.engine import check_precision, resolve_precision
+from pipeline.errors import CheckpointError, ConfigError, DataError, UserError
 from pipeline.evaluation.captions import check_metrics
+from pipeline.explain.budget import disk_free, disk_needed, existing, phase_disk
+from pipeline.explain.data import outlook
+from pipeline.explain.parts import sketch_language_model
+from pipeline.explain.phase import export_size, plan_phase
+from pipeline.explain.text import size
 from pipeline.exports import DETAILS, WEIGHTS, is_export
-from pipeline.models.encoder import check_encoder
+from pipeline.models.encoder import HUB, check_encoder, sketch_clip
 from pipeline.models.families import family
-from pipeline.models.llm import check_adapters, llm_width, load_llm_config, load_tokenizer
+from pipeline.models.llm import (
+    check_adapters,
+    check_vocabulary,
+    check_weights,
+    llm_width,
+    load_llm_config,
+    load_tokenizer,
+)
+from pipeline.models.placement import Blueprint
 from pipeline.models.st import build_st
-from pipeline.recipe import phase_configs
+from pipeline.phases import encoder_groups, phases_before
 from pipeline.splits import open_split, open_training
+
+Check = Callable[[Config, World, str], None]
 
 
 def check_scores(config: Config) -> None:
@@ -26,33 +50,200 @@ def check_scores(config: Config) -> None:
     check_metrics(config.evaluate.metrics)
 
 
-def check(config: Config) -> None:
-    """Splits, weights and sizes of a recipe; raises ConfigError or DataError in one line."""
-    for key, name in _splits(config).items():
-        trains = key == "data.train_split"
-        split = open_training(config) if trains else open_split(config, name)
+def check(config: Config, world: World, *, until: str) -> None:
+    """Raises the first of `problems`, on every rank alike: rank 0 looks, the others are told.
+
+    So only rank 0 asks the hub for configurations; the others find them in the cache.
+    """
+    found = next(problems(config, world, until=until), None) if world.is_main else None
+    message = from_main(None if found is None else str(found), world)
+    if message is not None:
+        raise found or ConfigError(message)
+
+
+def problems(
+    config: Config, world: World, *, until: str, unmade: Collection[str] = ()
+) -> Iterator[UserError]:
+    """What the user has to mend before stage `until` can run, each as one line with its remedy.
+
+    Args:
+        config: the effective recipe.
+        world: the ranks that would run it.
+        until: a phase, or `evaluate`.
+        unmade: of "shards" and "weights", what the recipe will make first: not looked at here.
+    """
+    for needs, each in _CHECKS:
+        if needs.isdisjoint(unmade):
+            try:
+                each(config, world, until)
+            except UserError as error:
+                yield error
+
+
+def _splits(config: Config, world: World, until: str) -> None:
+    """The splits that are read are there, and hold records."""
+    named = {"data.train_split": config.data.train_split, "data.val_split": config.data.val_split}
+    if until == "evaluate":
+        scored = {"evaluate.split": config.evaluate.split}
+        # Where an export is scored, nothing is trained.
+        named = {**({} if config.evaluate.export else named), **scored}
+    for key, name in named.items():
+        if key == "data.train_split" and config.data.mix:
+            split = open_training(config)
+        else:
+            _check_split_name(config, key, name)
+            split = open_split(config, name)
         if split.records == 0:
             raise DataError(
                 f"{key}={name}: {split.place} holds no records; prepare it with some, or name "
                 "another split"
             )
-    for name, phase in phase_configs(config):
-        if phase.enabled and phase.init_from and not is_export(Path(phase.init_from)):
+
+
+def _check_split_name(config: Config, key: str, name: str) -> None:
+    """Names the splits that a local folder has, where the wanted one is not among them."""
+    if not config.data.shards or is_remote(config.data.shards):
+        return
+    folder = Path(config.data.shards)
+    there = sorted(each.parent.name for each in folder.glob(f"*/{MANIFEST_NAME}"))
+    if there and name not in there:
+        raise DataError(f"{key}={name}: {folder} has no such split; there are {', '.join(there)}")
+
+
+def _batches(config: Config, world: World, until: str) -> None:
+    """A global batch is never more than there is: an epoch would be one short step."""
+    if until == "evaluate" and config.evaluate.export:
+        return
+    split = open_training(config)
+    for name, phase in _enabled(config):
+        if 0 < split.records < phase.global_batch:
             raise ConfigError(
-                f"{name}.init_from={phase.init_from} is not a finished export (a folder with "
-                f"{DETAILS} and {WEIGHTS}); name another"
+                f"{name}.global_batch={phase.global_batch}: {split.place} holds {split.records} "
+                f"records, so no batch would be full; set it to {split.records} or less"
             )
+
+
+def _encoder(config: Config, world: World, until: str) -> None:
+    """An image tower that open_clip knows, its weights, and the blocks that shall train."""
     check_encoder(config.encoder)
+    if config.encoder_adapt.enabled and not config.encoder.arch.startswith(HUB):
+        encoder_groups(sketch_clip(config.encoder).model, config.encoder_adapt)
+
+
+def _language_model(config: Config, world: World, until: str) -> None:
+    """A causal language model with its weights and its own tokenizer."""
     llm = load_llm_config(config.llm)
-    end_ids(load_tokenizer(config.llm), config.evaluate.stop)
+    check_weights(config.llm)
+    tokenizer = load_tokenizer(config.llm)
+    check_vocabulary(config.llm, llm, tokenizer)
+    end_ids(tokenizer, config.evaluate.stop)
+
+
+def _sizes(config: Config, world: World, until: str) -> None:
+    """Prefix, text and captions fit the context; the ST fits the language model."""
+    llm = load_llm_config(config.llm)
     family(config.family).check(config, llm)
     check_adapters(config.llm, llm)
     with torch.device("meta"):
         build_st(config.st, width=1, llm_width=llm_width(llm))
 
 
-def _splits(config: Config) -> dict[str, str]:
-    """The splits that are read, by their keys: where an export is scored, nothing is trained."""
-    if config.evaluate.export is not None:
-        return {"evaluate.split": config.evaluate.split}
-    return {"data.train_split": config.data.train_split, "data.val_split": config.data.val_split}
+def _exports(config: Config, world: World, until: str) -> None:
+    """What `init_from` names is an export whose tensors have the shapes of this model."""
+    for name, phase in _enabled(config):
+        if phase.init_from is None:
+            continue
+        if not is_export(Path(phase.init_from)):
+            raise ConfigError(
+                f"{name}.init_from={phase.init_from} is not a finished export (a folder with "
+                f"{DETAILS} and {WEIGHTS}); name another"
+            )
+        if config.encoder.arch.startswith(HUB):
+            continue  # its sizes are known once it is fetched
+        try:
+            _check_shapes(config, phase, ExportTensors(Path(phase.init_from)))
+        except CheckpointError as error:
+            raise ConfigError(f"{name}.init_from={phase.init_from}: {error}") from error
+
+
+def _check_shapes(config: Config, phase: PhaseConfig, tensors: ExportTensors) -> None:
+    modules: dict[str, nn.Module]
+    if isinstance(phase, EncoderAdaptConfig):
+        clip = sketch_clip(config.encoder).model
+        modules = {"encoder": clip, "text": clip}
+    else:
+        encoder, model = sketch_language_model(config, precision="fp32")
+        modules = {"st": model.st, "llm": model.llm}
+        if encoder is not None:
+            modules["encoder"] = encoder
+    for part, module in modules.items():
+        check_overlay(module, tensors, f"{part}.", Blueprint())
+
+
+def _machine(config: Config, world: World, until: str) -> None:
+    """A precision that this device computes in."""
+    check_precision(resolve_precision(config.precision, world.device), world.device)
+
+
+def _folders(config: Config, world: World, until: str) -> None:
+    """The run's folder can be written."""
+    folder = existing(Path(config.runs))
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        what = "is no folder" if not folder.is_dir() else "cannot be written to"
+        raise ConfigError(f"runs={config.runs}: {folder} {what}; name another folder with runs=")
+
+
+def _disk(config: Config, world: World, until: str) -> None:
+    """Checkpoints and exports of what is still to be trained fit on the disk."""
+    if until not in PHASES or config.encoder.arch.startswith(HUB):
+        return
+    precision = resolve_precision(config.precision, world.device)
+    train = outlook(config, config.data.train_split)
+    plans = [
+        plan_phase(config, name, train, precision=precision, ranks=world.size, activations=False)
+        for name in [*phases_before(config, until), until]
+    ]
+    todo = [plan for plan in plans if config.make_missing or plan.name == until]
+    needed = 0.0
+    for plan in todo:
+        if (Path(config.runs) / config.name / plan.name / "export").is_dir():
+            continue
+        counts = [each.parameters for each in plan.counts]
+        one = phase_disk(plan.phase, counts, plan.name, precision, world.size)
+        upto = plans[: plans.index(plan) + 1]
+        needed += disk_needed(plan.phase, one, export_size(upto))
+    free = disk_free(config)
+    if needed > free:
+        raise ConfigError(
+            f"{until}.keep_checkpoints={todo[-1].phase.keep_checkpoints}: checkpoints and exports "
+            f"take up to {size(needed)}, but {existing(Path(config.runs))} has {size(free)} free; "
+            "free some, keep fewer checkpoints, or name another disk with runs="
+        )
+
+
+def _scores(config: Config, world: World, until: str) -> None:
+    """The scores can be computed here."""
+    if until == "evaluate":
+        check_scores(config)
+
+
+def _enabled(config: Config) -> Iterator[tuple[str, PhaseConfig]]:
+    for name in PHASES:
+        phase: PhaseConfig = getattr(config, name)
+        if phase.enabled:
+            yield name, phase
+
+
+# In the order in which a user would want to hear of them; what each cannot do without.
+_CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
+    (frozenset(), _machine),
+    (frozenset(), _folders),
+    (frozenset(), _scores),
+    (frozenset({"shards"}), _splits),
+    (frozenset({"shards"}), _batches),
+    (frozenset({"weights"}), _encoder),
+    (frozenset({"weights"}), _language_model),
+    (frozenset(), _sizes),
+    (frozenset(), _exports),
+    (frozenset(), _disk),
+)

@@ -7,14 +7,14 @@ arguments works in a fresh clone. A real recipe leaves this off and gets a clear
 import logging
 from pathlib import Path
 
-from pipeline.config import PHASES, Config
+from pipeline.config import Config
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.prepare import prepare
 from pipeline.data.remote import is_remote
 from pipeline.data.settings import check_prepared
 from pipeline.dist import World, from_main
 from pipeline.errors import DataError, UserError
-from pipeline.phases import predecessor
+from pipeline.phases import phases_before
 from pipeline.preflight import check, check_scores
 from pipeline.pretrain import pretrain
 from pipeline.run import effective, run_phase
@@ -29,7 +29,7 @@ def make_shards(config: Config, world: World) -> None:
     """
     failure: str | None = None
     if world.is_main:
-        missing = _shards_missing(config)
+        missing = shards_missing(config)
         try:
             for entry in config.prepare.values():
                 if missing:
@@ -54,7 +54,7 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
         check_scores(config)
     if not config.make_missing:
         if until != "pretrain":
-            check(effective(config))
+            check(effective(config), world, until=until)
         return True
     make_shards(config, world)
     if until == "pretrain":
@@ -62,28 +62,11 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
     if config.pretrain.out and not pretrain(config, world):
         return False
     chosen = effective(config)
-    check(chosen)
+    check(chosen, world, until=until)
     return all(run_phase(chosen, name, world) for name in phases_before(chosen, until))
 
 
-def phases_before(config: Config, until: str) -> list[str]:
-    """The phases that must be finished before `until`, in order.
-
-    Not those before a phase with `init_from`, and none where `evaluate.export` is scored. config:
-    the effective one. until: a phase, or `evaluate`.
-    """
-    if until == "evaluate":
-        enabled = [name for name in PHASES if getattr(config, name).enabled]
-        if config.evaluate.export is not None or not enabled:
-            return []
-        return [*phases_before(config, enabled[-1]), enabled[-1]]
-    before = predecessor(config, until)
-    if before is None or getattr(config, until).init_from is not None:
-        return []
-    return [*phases_before(config, before), before]
-
-
-def _shards_missing(config: Config) -> bool:
+def shards_missing(config: Config) -> bool:
     """True when a local split that the recipe reads is not there, or not written to its end."""
     data = config.data
     shards = [(data.shards, data.test_split), (data.shards, data.val_split)]

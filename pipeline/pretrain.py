@@ -56,19 +56,14 @@ def pretrain(config: Config, world: World) -> bool:
     if world.is_main and not (initial / "llm").is_dir():
         _create(derived, initial)
     wait_for_all(world)
-    clip = replace(derived, encoder=EncoderConfig(f"local-dir:{initial / 'clip'}", None))
+    clip = _clip_recipe(derived, initial)
     if agree_any(not (out / "clip").is_dir(), world):
         if not run_phase(clip, "encoder_adapt", world):
             return False
         if world.is_main:
             _publish_clip(clip, initial / "clip", out / "clip")
         wait_for_all(world)
-    language = replace(
-        derived,
-        family="text",
-        llm=LLMConfig(str(initial / "llm")),
-        encoder_adapt=replace(derived.encoder_adapt, enabled=False),
-    )
+    language = _language_recipe(derived, initial)
     if agree_any(not (out / "llm").is_dir(), world):
         if not run_phase(language, "llm_tune", world):
             return False
@@ -77,6 +72,28 @@ def pretrain(config: Config, world: World) -> bool:
         wait_for_all(world)
     log.info("%-13s %s and %s", "pretrained", out / "clip", out / "llm")
     return True
+
+
+def recipes_of_pretraining(config: Config) -> list[tuple[str, str, Config]]:
+    """(folder below `pretrain.out`, phase, recipe) of what makes the CLIP and the LM."""
+    derived, out = _derived(config), Path(config.pretrain.out)
+    return [
+        ("clip", "encoder_adapt", _clip_recipe(derived, out)),
+        ("llm", "llm_tune", _language_recipe(derived, out)),
+    ]
+
+
+def _clip_recipe(derived: Config, weights: Path) -> Config:
+    return replace(derived, encoder=EncoderConfig(f"local-dir:{weights / 'clip'}", None))
+
+
+def _language_recipe(derived: Config, weights: Path) -> Config:
+    return replace(
+        derived,
+        family="text",
+        llm=LLMConfig(str(weights / "llm")),
+        encoder_adapt=replace(derived.encoder_adapt, enabled=False),
+    )
 
 
 def _made_by(derived: Config) -> str:

@@ -9,13 +9,12 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from pipeline.config import (
     PHASES,
@@ -28,6 +27,7 @@ from pipeline.config import (
 from pipeline.ds_config import check_ds_config, check_inference_config
 from pipeline.errors import ConfigError
 from pipeline.exports import find_export, recipe_in
+from pipeline.overrides import dotlist_of, entries, expand, expand_paths, one_line, parse_overrides
 
 HOME = Path(__file__).resolve().parents[1]
 RECIPES = HOME / "stages" / "recipes"
@@ -48,15 +48,20 @@ def load_recipe(arguments: Sequence[str], section: str | None = None) -> Config:
         overrides = {f"{section}.{k}" if k in own else k: v for k, v in overrides.items()}
     name = overrides.get("recipe")
     if name is None and (checkpoint := overrides.get(f"{section}.checkpoint")):
-        name = str(recipe_in(find_export(Path(checkpoint), "checkpoint"), "checkpoint"))
-    name = name or Config.recipe
+        name = str(
+            recipe_in(
+                find_export(Path(expand("checkpoint", checkpoint)), "checkpoint"), "checkpoint"
+            )
+        )
+    name = expand("recipe", name or Config.recipe)
     recipe = OmegaConf.create({"name": Path(name).stem})
     recipe.merge_with(_read_yaml(_recipe_file(name)))
-    dotlist = _dotlist(overrides)
+    dotlist = dotlist_of(overrides, Config)
     _check_keys(recipe, Config, where=f"recipe {name}")
     _check_keys(dotlist, Config, where="command line")
     config = _merge(Config, recipe, dotlist)
     assert isinstance(config, Config)
+    expand_paths(config, prefix="")
     validate(config)
     return config
 
@@ -64,25 +69,13 @@ def load_recipe(arguments: Sequence[str], section: str | None = None) -> Config:
 def load_section(section: type[PrepareConfig], arguments: Sequence[str]) -> PrepareConfig:
     """One dataclass straight from `key=value` arguments, without a recipe."""
     overrides = parse_overrides(arguments)
-    dotlist = _dotlist(overrides)
+    dotlist = dotlist_of(overrides, section)
     _check_keys(dotlist, section, where="command line")
     loaded = _merge(section, dotlist)
     assert isinstance(loaded, PrepareConfig)
+    expand_paths(loaded, prefix="")
     _check_fields(loaded, prefix="")
     return loaded
-
-
-def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """`key=value` arguments as a dictionary, in their order. Raises ConfigError for other forms."""
-    overrides: dict[str, str] = {}
-    for argument in arguments:
-        if re.fullmatch(r"--local[_-]rank(=\d+)?", argument):
-            continue
-        key, equals, value = argument.partition("=")
-        if not equals or not key or key.startswith("-"):
-            raise ConfigError(f"argument '{argument}' is not of the form key=value; see README.md")
-        overrides[key] = value
-    return overrides
 
 
 def save_recipe(config: Config, path: Path) -> None:
@@ -98,6 +91,12 @@ def validate(config: Config) -> None:
     if config.name != Path(config.name).name:
         raise ConfigError(f"name={config.name!r} must be one folder name; set runs= for its place")
     _check_mix(config)
+    for key, value in (
+        ("plan_ranks", config.plan_ranks),
+        ("evaluate.records", config.evaluate.records),
+    ):
+        if value is not None and value < 1:
+            raise ConfigError(f"{key}={value} must be 1 or more; leave it null for no limit")
     if config.llm.lora.dropout >= 1:
         raise ConfigError(f"llm.lora.dropout={config.llm.lora.dropout} must be in [0, 1)")
     for name, phase in phase_configs(config):
@@ -137,25 +136,12 @@ def _read_yaml(path: Path) -> DictConfig:
     try:
         loaded = OmegaConf.load(path)
     except (OSError, ValueError, OmegaConfBaseException) as error:
-        raise ConfigError(f"recipe file {path} cannot be read: {_one_line(error)}") from error
+        raise ConfigError(f"recipe file {path} cannot be read: {one_line(error)}") from error
     except Exception as error:
-        raise ConfigError(f"recipe file {path} is not valid YAML: {_one_line(error)}") from error
+        raise ConfigError(f"recipe file {path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"recipe file {path} must hold key: value pairs, not a list")
     return loaded
-
-
-def _dotlist(overrides: Mapping[str, str]) -> DictConfig:
-    made = OmegaConf.create({})
-    for key, value in overrides.items():
-        try:
-            made.merge_with_dotlist([f"{key}={value}"])
-        except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
-            raise ConfigError(
-                f"{key}={value}: not a value in YAML's notation ({_one_line(error)}); put a space "
-                "after each ':' and quote the argument"
-            ) from error
-    return made
 
 
 def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
@@ -165,8 +151,13 @@ def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
         return OmegaConf.to_object(merged)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = getattr(error, "full_key", None) or "a value of the recipe"
+        if isinstance(error, InterpolationKeyError):
+            raise ConfigError(
+                f"{key}: {one_line(error)}; braces name a key of the recipe (${{paths.x}}), a "
+                "variable of the environment has none ($HOME)"
+            ) from error
         raise ConfigError(
-            f"{key}: {_one_line(error)}; see pipeline/config.py for its type"
+            f"{key}: {one_line(error)}; see pipeline/config.py for its type"
         ) from error
 
 
@@ -213,7 +204,7 @@ def _check_fields(section: Any, prefix: str) -> None:
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         key = f"{prefix}{field.name}"
-        for name, entry in _entries(value):
+        for name, entry in entries(value):
             _check_fields(entry, prefix=f"{key}{name}.")
         choices = field.metadata.get("choices")
         if choices and value not in choices:
@@ -224,17 +215,6 @@ def _check_fields(section: Any, prefix: str) -> None:
             raise ConfigError(f"{key}={value} must be above zero")
         if field.metadata.get("not_negative") and value is not None and value < 0:
             raise ConfigError(f"{key}={value} must not be negative")
-
-
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """The dataclasses in a field's value, with what their keys add to its name."""
-    if dataclasses.is_dataclass(value):
-        yield "", value
-    elif isinstance(value, Mapping):
-        yield from ((f".{k}", each) for k, each in value.items() if dataclasses.is_dataclass(each))
-    elif isinstance(value, list):
-        found = (each for each in value if dataclasses.is_dataclass(each))
-        yield from ((f"[{i}]", each) for i, each in enumerate(found))
 
 
 def _check_mix(config: Config) -> None:
@@ -286,7 +266,3 @@ def _check_segments(name: str, phase: LLMTuneConfig) -> None:
             )
     if not 0 <= phase.label_smoothing < 1:
         raise ConfigError(f"{name}.label_smoothing={phase.label_smoothing} must be in [0, 1)")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split("\n")[0].split()) or type(error).__name__

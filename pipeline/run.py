@@ -70,7 +70,7 @@ def run_phase(config: Config, name: str, world: World) -> bool:
         log.info("%-13s is off in this recipe (%s.enabled=false)", name, name)
         return True
     split = open_training(config)
-    start = _start_of(config, name, world)
+    start = start_of(config, name, world)
     fingerprint = fingerprint_of_phase(config, name, world)
     folder = Path(config.runs) / config.name / name
     if _already_done(config, name, folder, fingerprint, world):
@@ -104,11 +104,13 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     return True
 
 
-def finished_export(config: Config, phase: str, world: World, *, wording: tuple[str, str]) -> Path:
+def finished_export(
+    config: Config, phase: str, world: World, *, wording: tuple[str, str], remember: bool = True
+) -> Path:
     """The export of a phase, which must be finished and of this recipe. Every rank calls it.
 
     config: the effective one. wording: of the messages; who needs the export ("llm_tune starts
-    from"), and the key that names another one.
+    from"), and the key that names another one. remember: see `fingerprint_of_phase`.
     """
     needs, key = wording
     export = export_folder(config, phase)
@@ -118,7 +120,7 @@ def finished_export(config: Config, phase: str, world: World, *, wording: tuple[
             f"{needs} {phase}, which is not finished ({export} is missing); run stages/{phase}.py "
             f"first, or set {phase}.enabled=false, or name an export with {key}="
         )
-    if found["fingerprint"] != fingerprint_of_phase(config, phase, world):
+    if found["fingerprint"] != fingerprint_of_phase(config, phase, world, remember=remember):
         raise CheckpointError(
             f"{needs} {export}, which was made by another recipe, other data or other weights; "
             f"give the arguments that made it, or run stages/{phase}.py with overwrite=true, or "
@@ -127,10 +129,11 @@ def finished_export(config: Config, phase: str, world: World, *, wording: tuple[
     return export
 
 
-def fingerprint_of_phase(config: Config, name: str, world: World) -> str:
+def fingerprint_of_phase(config: Config, name: str, world: World, *, remember: bool = True) -> str:
     """A hash of all that a phase's result depends on, its predecessors' recipes included.
 
-    Every rank calls it; rank 0 reads the weights' hashes. config: the effective one.
+    Every rank calls it; rank 0 reads the weights' hashes, and writes down new ones where
+    `remember` is true. config: the effective one.
     """
     phase: PhaseConfig = getattr(config, name)
     before: str | None = None
@@ -139,12 +142,12 @@ def fingerprint_of_phase(config: Config, name: str, world: World) -> str:
         found = ckpt.read_export(Path(phase.init_from))
         before = None if found is None else found["fingerprint"]
     elif previous is not None:
-        before = fingerprint_of_phase(config, previous, world)
+        before = fingerprint_of_phase(config, previous, world, remember=remember)
     language = not isinstance(phase, EncoderAdaptConfig)
     identity: dict[str, object] = {}
     if world.is_main:
         cache = Path(config.runs) / ".hashes.json"
-        identity = recipe_identity(config, cache, language=language)
+        identity = recipe_identity(config, cache, language=language, remember=remember)
     identity = from_main(identity, world)
     if isinstance(phase, LLMTuneConfig):
         identity["lora"] = asdict(config.llm.lora)  # elsewhere adapters are fresh or the start's
@@ -157,8 +160,12 @@ def learnt_values(phase: PhaseConfig) -> dict[str, object]:
     return {key: value for key, value in asdict(phase).items() if key not in _HARMLESS}
 
 
-def _start_of(config: Config, name: str, world: World) -> Path | None:
-    """The export that the phase starts from; None for the base weights."""
+def start_of(config: Config, name: str, world: World, *, remember: bool = True) -> Path | None:
+    """The export that the phase starts from; None for the base weights.
+
+    Every rank calls it. Raises UserError where the predecessor is not finished, or of another
+    recipe. remember: see `fingerprint_of_phase`.
+    """
     phase: PhaseConfig = getattr(config, name)
     if phase.init_from is not None:
         start = Path(phase.init_from)
@@ -168,7 +175,7 @@ def _start_of(config: Config, name: str, world: World) -> Path | None:
     if before is None:
         return None
     wording = (f"{name} starts from", f"{name}.init_from")
-    start = finished_export(config, before, world, wording=wording)
+    start = finished_export(config, before, world, wording=wording, remember=remember)
     _check_adapters(config, start, world)
     return start
 
@@ -178,23 +185,33 @@ def _check_adapters(config: Config, start: Path, world: World) -> None:
     check_settings(None if found is None else found.get("lora"), config.llm.lora, start)
 
 
-def _already_done(config: Config, name: str, folder: Path, fingerprint: str, world: World) -> bool:
-    """True when the export is of this recipe; clears an outdated one where that is allowed."""
+def what_lies_in(folder: Path, fingerprint: str, config: Config, ranks: int) -> tuple[bool, bool]:
+    """(finished, outdated): whether a phase's folder holds its export, or something of others."""
     found = ckpt.read_export(folder / "export")
     done = found is not None and found["fingerprint"] == fingerprint
     outdated = found is not None or ckpt.holds_other_checkpoints(
-        folder / "checkpoints", fingerprint, world.size if config.overwrite else None
+        folder / "checkpoints", fingerprint, ranks if config.overwrite else None
     )
-    done, outdated = from_main([done, outdated], world)
-    if done:
-        return True
-    if not outdated:
-        return False
+    return done, outdated and not done
+
+
+def refuse_outdated(folder: Path, config: Config) -> None:
+    """Raises CheckpointError unless the recipe allows what lies there to be overwritten."""
     if not config.overwrite:
         raise CheckpointError(
             f"{folder} was made by another recipe, other data or another predecessor; give another "
             "name=, or overwrite=true to make it again"
         )
+
+
+def _already_done(config: Config, name: str, folder: Path, fingerprint: str, world: World) -> bool:
+    """True when the export is of this recipe; clears an outdated one where that is allowed."""
+    done, outdated = from_main(list(what_lies_in(folder, fingerprint, config, world.size)), world)
+    if done:
+        return True
+    if not outdated:
+        return False
+    refuse_outdated(folder, config)
     if world.is_main:
         log.info("%-13s is started again: %s is removed (overwrite=true)", name, folder)
         shutil.rmtree(folder)

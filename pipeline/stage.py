@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from pipeline import dist
 from pipeline.config import Config
-from pipeline.errors import UserError
+from pipeline.errors import ConfigError, UserError
 from pipeline.recipe import load_recipe
 
 _USER_ERROR = 2
@@ -22,19 +22,28 @@ _BUG = 1
 _PATIENCE_SECONDS = 4.0
 
 Body = Callable[[Config, dist.World], None]
+Explain = Callable[[Config, dist.World], str]
 
 
 def run_stage(
-    body: Body, arguments: Sequence[str] | None = None, *, section: str | None = None
+    body: Body,
+    arguments: Sequence[str] | None = None,
+    *,
+    section: str | None = None,
+    explain: Explain | None = None,
 ) -> None:
     """Runs `body` with the resolved recipe on every rank of the launch, and exits on errors.
 
     arguments: the command line without the program; None takes the process's own. section: the
-    stage's own part of the recipe, see `load_recipe`.
+    stage's own part of the recipe, see `load_recipe`. explain: what the stage would do, as text:
+    under `plan=true` one rank prints it, and nothing else happens.
     """
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     try:
         config = load_recipe(sys.argv[1:] if arguments is None else arguments, section)
+        if config.plan:
+            say_plan(explain, config)
+            return
         world = dist.start()
         rank = world.rank
         configure_logging(speaks=world.is_main)
@@ -45,6 +54,15 @@ def run_stage(
     except Exception:  # noqa: BLE001 - the way out for our own bugs, with their traceback
         traceback.print_exc()
         _leave(_BUG)
+
+
+def say_plan(explain: Explain | None, config: Config) -> None:
+    """Prints a stage's plan from the first rank of the launch; no rank waits for another."""
+    if explain is None:
+        raise ConfigError("plan=true: this stage has no plan; leave it out to run the stage")
+    world = dist.planned(config.plan_ranks)
+    if world.is_main:
+        sys.stdout.write(explain(config, world))
 
 
 def leave_with_user_error(error: UserError, rank: int) -> None:

@@ -9,6 +9,7 @@ Leaves: captions.jsonl and captions.html in out=, or in runs/<name>/captions/<na
 from pipeline.config import Config
 from pipeline.dist import World
 from pipeline.evaluation.own_images import caption_images
+from pipeline.explain.handover import explain_caption
 from pipeline.stage import run_stage
 
 
@@ -20,4 +21,4 @@ def main(config: Config, world: World) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, section="caption")
+    run_stage(main, section="caption", explain=explain_caption)

@@ -9,6 +9,7 @@ from pipeline.config import Config
 from pipeline.dist import World
 from pipeline.evaluation.results import output_folder
 from pipeline.evaluation.runner import evaluate
+from pipeline.explain.stages import explain_evaluate
 from pipeline.prerequisites import ensure
 from pipeline.run import effective
 from pipeline.stage import run_stage
@@ -27,4 +28,4 @@ def main(config: Config, world: World) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, explain=explain_evaluate)

@@ -10,6 +10,7 @@ python stages/export.py checkpoint=FOLDER out=FOLDER [key=value ...]
 
 from pipeline.config import Config
 from pipeline.dist import World, on_main
+from pipeline.explain.handover import explain_export
 from pipeline.interchange import export
 from pipeline.stage import run_stage
 
@@ -22,4 +23,4 @@ def main(config: Config, world: World) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, section="export")
+    run_stage(main, section="export", explain=explain_export)

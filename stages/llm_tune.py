@@ -4,11 +4,14 @@ Trains: the ST and the LLM, as the recipe's segments say; the encoder is frozen.
 Takes over: encoder and ST.
 Leaves: encoder, ST and LLM, in runs/<name>/llm_tune/export.
 
-    deepspeed stages/llm_tune.py [recipe=NAME] [key=value ...]
+    deepspeed stages/llm_tune.py [recipe=NAME] [key=value ...]     (--plan: what it would do)
 """
+
+from functools import partial
 
 from pipeline.config import Config
 from pipeline.dist import World
+from pipeline.explain.stages import explain_phase
 from pipeline.prerequisites import ensure
 from pipeline.run import run_phase
 from pipeline.stage import run_stage
@@ -21,4 +24,4 @@ def main(config: Config, world: World) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, explain=partial(explain_phase, name="llm_tune"))

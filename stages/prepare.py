@@ -10,6 +10,7 @@ python stages/prepare.py source=scenes style=general out=DIR
 python stages/prepare.py [recipe=NAME]          what the recipe's `prepare` section lists
 python stages/prepare.py check out=DIR          verifies shards against their manifest
 python stages/prepare.py check recipe=NAME      all splits of the recipe's data.shards
+...                                             --plan: what it would do
 
 Exits with 0 when all is well, 1 when the check found faults, 2 on an error of the user's.
 """
@@ -22,7 +23,9 @@ from pipeline.data.check import check_folder
 from pipeline.data.prepare import prepare
 from pipeline.data.remote import is_remote
 from pipeline.errors import ConfigError, UserError
-from pipeline.recipe import load_recipe, load_section, parse_overrides
+from pipeline.explain.data import describe_preparation
+from pipeline.overrides import parse_overrides, without_plan
+from pipeline.recipe import load_recipe, load_section
 from pipeline.stage import leave_with_user_error
 
 CHECK = "check"
@@ -33,10 +36,14 @@ def main(arguments: list[str]) -> int:
     """Prepare one data set from the arguments, or all that a recipe lists; or check them."""
     if arguments[:1] == [CHECK]:
         return check(arguments[1:])
+    plan, arguments = without_plan(arguments)
     if "source" in parse_overrides(arguments):
         entries = [load_section(PrepareConfig, arguments)]
     else:
         entries = list(load_recipe(arguments).prepare.values())
+    if plan:
+        print(describe_preparation(entries))
+        return 0
     for entry in entries:
         prepare(entry, report=print)
     if not entries:

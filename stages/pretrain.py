@@ -7,6 +7,7 @@ Leaves: pretrain.out/clip (open_clip's format) and pretrain.out/llm (transformer
 
 from pipeline.config import Config
 from pipeline.dist import World
+from pipeline.explain.stages import explain_pretrain
 from pipeline.prerequisites import ensure
 from pipeline.pretrain import pretrain
 from pipeline.stage import run_stage
@@ -19,4 +20,4 @@ def main(config: Config, world: World) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, explain=explain_pretrain)

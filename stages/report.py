@@ -8,16 +8,20 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, UserError
 from pipeline.evaluation.compare import compare
+from pipeline.explain.stages import explain_report
 from pipeline.recipe import load_recipe
 from pipeline.stage import leave_with_user_error
 
 if __name__ == "__main__":
     try:
         recipe = load_recipe(sys.argv[1:])
-        if not (Path(recipe.runs) / recipe.name).is_dir():
+        if not recipe.plan and not (Path(recipe.runs) / recipe.name).is_dir():
             raise ConfigError(
                 f"there is no run {Path(recipe.runs) / recipe.name}; train one, or give its name="
             )
-        print(compare(Path(recipe.runs), recipe.name, f"{recipe.name}-baseline"))
+        if recipe.plan:
+            print(explain_report(recipe))
+        else:
+            print(compare(Path(recipe.runs), recipe.name, f"{recipe.name}-baseline"))
     except UserError as error:
         leave_with_user_error(error, rank=0)

@@ -8,7 +8,7 @@ from pipeline import checkpoint as ckpt
 from pipeline.config import Config, STConfig
 from pipeline.errors import ConfigError
 from pipeline.exports import find_export
-from pipeline.prerequisites import phases_before
+from pipeline.phases import phases_before
 from pipeline.recipe import load_recipe
 
 

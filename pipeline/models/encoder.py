@@ -7,8 +7,10 @@ open_clip's own validation transform makes them.
 
 import difflib
 import functools
+import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -44,6 +46,16 @@ class Clip:
     model: nn.Module  # open_clip's CLIP (or CustomTextCLIP, CoCa), float32, on the CPU
     transform: Transform  # RGB image -> (3, H, W) float32
     tokenize: Tokenize  # N texts -> (N, context_length) long
+    width: int  # of the pooled, projected features
+    image_size: int  # pixels, the longer side
+    context_length: int  # tokens
+
+
+@dataclass
+class ClipSketch:
+    """The shapes of an image-text model: on the meta device, to be counted, not run."""
+
+    model: nn.Module
     width: int  # of the pooled, projected features
     image_size: int  # pixels, the longer side
     context_length: int  # tokens
@@ -141,6 +153,38 @@ def feature_width(cfg: EncoderConfig) -> int:
     return int(_architecture(cfg.arch)["embed_dim"])
 
 
+def sketch_clip(cfg: EncoderConfig) -> ClipSketch:
+    """The image-text model of a recipe without its weights, which need not exist.
+
+    Raises:
+        ConfigError: no such architecture or folder, or one whose config only the hub has.
+    """
+    if cfg.arch.startswith(HUB):
+        raise ConfigError(
+            f"encoder.arch: the sizes of {cfg.arch} are known once it is fetched; save it as a "
+            "folder and use local-dir:FOLDER to see them before"
+        )
+    if not cfg.arch.startswith(LOCAL_DIR):
+        _check_architecture(cfg.arch)
+    try:
+        with torch.device("meta"), _silent():
+            model = open_clip.create_model(
+                cfg.arch, load_weights=False, device="meta", pretrained_text=False
+            )
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"encoder.arch: {cfg.arch} cannot be built ({_line(error)}); name another"
+        ) from error
+    architecture = _architecture(cfg.arch)
+    text: dict[str, Any] = architecture.get("text_cfg", {})
+    return ClipSketch(
+        model,
+        width=int(architecture["embed_dim"]),
+        image_size=_image_size(model),
+        context_length=int(text.get("context_length", 77)),
+    )
+
+
 def depth_groups(visual: nn.Module) -> list[list[str]]:
     """The tower's parameter names from the image to the feature.
 
@@ -216,23 +260,34 @@ def check_encoder(cfg: EncoderConfig) -> bool:
         return False
     if cfg.arch.startswith(HUB):
         return False
-    if cfg.arch not in open_clip.list_models():
-        near = difflib.get_close_matches(cfg.arch, open_clip.list_models(), n=4, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "see open_clip.list_models()"
-        raise ConfigError(f"encoder.arch: open_clip has no architecture {cfg.arch}; {hint}")
+    _check_architecture(cfg.arch)
     return bool(cfg.pretrained) and _check_pretrained(cfg.arch, str(cfg.pretrained))
 
 
+def _check_architecture(arch: str) -> None:
+    if arch not in open_clip.list_models():
+        near = difflib.get_close_matches(arch, open_clip.list_models(), n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "see open_clip.list_models()"
+        raise ConfigError(f"encoder.arch: open_clip has no architecture {arch}; {hint}")
+
+
 def _check_pretrained(arch: str, pretrained: str) -> bool:
-    """As `_check`, for an architecture that open_clip knows and its weights."""
+    """As `check_encoder`, for an architecture that open_clip knows and its weights."""
     if Path(pretrained).is_file():
         return False
     tag = open_clip.get_pretrained_cfg(arch, pretrained)
-    if not tag:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
+    if not tag and (Path(pretrained).suffix or len(Path(pretrained).parts) > 1):
         raise ConfigError(
-            f"encoder.pretrained: {pretrained} is neither a file nor a tag of {arch}; "
-            f"tags: {tags}; or null for random weights"
+            f"encoder.pretrained: there is no file {pretrained}; name the weights of {arch}, one "
+            "of its tags, or null for random weights"
+        )
+    if not tag:
+        tags = open_clip.list_pretrained_tags_by_model(arch)
+        near = difflib.get_close_matches(pretrained, tags, n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}" if near else f"tags: {', '.join(tags) or 'none'}"
+        raise ConfigError(
+            f"encoder.pretrained: {pretrained} is neither a file nor a tag of {arch}; {hint}, or "
+            "null for random weights"
         )
     # open_clip only warns when the activation is not the one the weights were trained with.
     wants = bool(tag.get("quick_gelu", False))
@@ -263,6 +318,17 @@ def _visual(model: nn.Module) -> nn.Module:
 def _image_size(model: nn.Module) -> int:
     size: int | Iterable[int] = getattr(_visual(model), "image_size", 224)
     return size if isinstance(size, int) else max(size)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """open_clip warns, through the root logger, of weights that were left out on purpose."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _line(error: BaseException) -> str:

@@ -6,6 +6,8 @@ checkpoint that transformers converts as it loads (stacked experts) is the excep
 whole. No code of a model repository is ever run.
 """
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def load_llm(
     Args:
         cfg: the recipe's `llm`.
         dtype: of all parameters.
-        placement: how the parameters come into being.
+        placement: how the parameters come into being; a `Blueprint` looks for no weights.
         seed: of the adapters; all other weights are in files, or it fails.
 
     Returns:
@@ -63,6 +65,25 @@ def load_llm(
             f"llm.path: {cfg.path} is a {config.model_type}, no causal language model; name one"
         ) from error
     model.tie_weights()  # skipped together with the initialisation
+    if placement.holds_values:
+        _read_weights(model, cfg, config, dtype=dtype, placement=placement, seed=seed)
+    model.generation_config = _GenerationConfig()
+    model.train(False)
+    if cfg.lora.rank:
+        add_adapters(model, cfg.lora, placement=placement, seed=seed)
+    return model
+
+
+def _read_weights(
+    model: PreTrainedModel,
+    cfg: LLMConfig,
+    config: PretrainedConfig,
+    *,
+    dtype: torch.dtype,
+    placement: Placement,
+    seed: int,
+) -> None:
+    """Fills the skeleton from its files."""
     restore_buffers(model)
     files = TensorFiles(
         weight_files(cfg.path, lambda name: _locate(cfg.path, name)), model.base_model_prefix
@@ -76,11 +97,6 @@ def load_llm(
         fill(model, files, placement, seed=seed, init=None)
     else:
         fill(model, _converted(cfg, config, dtype).get, placement, seed=seed, init=None)
-    model.generation_config = _GenerationConfig()
-    model.train(False)
-    if cfg.lora.rank:
-        add_adapters(model, cfg.lora, placement=placement, seed=seed)
-    return model
 
 
 def load_llm_config(cfg: LLMConfig) -> PretrainedConfig:
@@ -90,10 +106,10 @@ def load_llm_config(cfg: LLMConfig) -> PretrainedConfig:
         ConfigError: there is no such folder or hub model, or it is no model of transformers.
     """
     _check_path(cfg.path)
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(cfg.path)
-    except (OSError, ValueError) as error:
-        raise _unreachable(cfg.path, error) from error
+    found = _read_config(cfg.path) if Path(cfg.path).is_dir() else _config_on_hub(cfg.path)
+    if isinstance(found, ConfigError):
+        raise found
+    config = copy.deepcopy(found)
     if cfg.dropout is not None:
         for key, value in config.to_dict().items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -141,6 +157,27 @@ def load_tokenizer(cfg: LLMConfig) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_weights(cfg: LLMConfig) -> None:
+    """Raises ConfigError where a folder lacks the weights; names on the hub are not looked up."""
+    if Path(cfg.path).is_dir():
+        weight_files(cfg.path, lambda name: _locate(cfg.path, name))
+
+
+def check_vocabulary(
+    cfg: LLMConfig, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raises ConfigError where the tokenizer has tokens that the model has no embedding for."""
+    rows = int(config.get_text_config().vocab_size)
+    eos = int(tokenizer.eos_token_id)
+    if len(tokenizer) > rows or eos >= rows:
+        which = f"EOS is token {eos}" if eos >= rows else f"it has {len(tokenizer)} tokens"
+        raise ConfigError(
+            f"llm.path: the tokenizer of {cfg.path} does not belong to the model: {which}, the "
+            f"model embeds {rows}; put the model's own tokenizer files there, or resize its "
+            "embeddings"
+        )
 
 
 def context_length(config: PretrainedConfig) -> int | None:
@@ -191,6 +228,20 @@ def _converted(cfg: LLMConfig, config: PretrainedConfig, dtype: torch.dtype) -> 
         )
     tensors: dict[str, Tensor] = dict(nn.Module.state_dict(model))
     return tensors
+
+
+@functools.cache
+def _config_on_hub(path: str) -> PretrainedConfig | ConfigError:
+    """Asked once: where there is no network every attempt takes half a minute."""
+    return _read_config(path)
+
+
+def _read_config(path: str) -> PretrainedConfig | ConfigError:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        return _unreachable(path, error)
+    return config
 
 
 def _check_path(path: str) -> None:

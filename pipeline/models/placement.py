@@ -7,7 +7,7 @@ process group, a device or DeepSpeed; the engine's subclass of `Placement` bring
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ Initializer = Callable[[nn.Module], None]
 
 class Placement:
     """Parameters are whole on every rank; subclasses partition them."""
+
+    holds_values = True  # False: shapes are all there is, nothing is read or initialised
 
     def skeleton(self) -> AbstractContextManager[None]:
         """The context in which a model is constructed; its values come later, from `fill`."""
@@ -45,6 +47,22 @@ def full_shape(parameter: nn.Parameter) -> torch.Size:
     """The full shape of a parameter, also while only a part of it is here."""
     # DeepSpeed leaves the full shape on the parameter; reading it needs no import of DeepSpeed.
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+class Blueprint(Placement):
+    """Parameters have shapes alone, on the meta device: models to be counted, not run."""
+
+    holds_values = False
+
+    def skeleton(self) -> AbstractContextManager[None]:
+        """Whatever is constructed inside takes no memory."""
+        return _on_meta()
+
+
+@contextmanager
+def _on_meta() -> Iterator[None]:
+    with torch.device("meta"):
+        yield
 
 
 def reset_parameters(module: nn.Module) -> None:
@@ -81,6 +99,8 @@ def fill(
     Raises:
         CheckpointError: a value has another shape, or there is none and no `init`.
     """
+    if not placement.holds_values:
+        return
     aliases = _aliases(module)
     done: set[int] = set()
     for name, part in module.named_modules():

@@ -72,24 +72,11 @@ def create_llm(
     Raises:
         ConfigError: `heads` does not divide the width.
     """
-    _check_heads("llm_width", cfg.llm_width, cfg.heads)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=cfg.context_length,
-        n_embd=cfg.llm_width,
-        n_layer=cfg.llm_layers,
-        n_head=cfg.heads,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    config = _llm_config(cfg, len(tokenizer), int(tokenizer.eos_token_id))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = GPT2LMHeadModel(config)
     folder.mkdir(parents=True, exist_ok=True)
-    config.architectures = [GPT2LMHeadModel.__name__]
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     save_llm(model, folder)
@@ -111,25 +98,34 @@ def create_clip(
     Raises:
         ConfigError: `heads` does not divide a width, or `patch_size` the image.
     """
-    _check_heads("vision_width", cfg.vision_width, cfg.heads)
-    _check_heads("text_width", cfg.text_width, cfg.heads)
-    if cfg.image_size % cfg.patch_size:
-        raise ConfigError(
-            f"pretrain.scratch.patch_size: {cfg.patch_size} does not divide image_size "
-            f"{cfg.image_size}; choose a divisor"
-        )
+    config = _clip_config(cfg, len(tokenizer), int(tokenizer.eos_token_id))
     folder.mkdir(parents=True, exist_ok=True)
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS}", special_tokens=[(EOS, tokenizer.eos_token_id)]
     )
     _wrap(backend).save_pretrained(folder)
-    config = _clip_config(cfg, len(tokenizer), int(tokenizer.eos_token_id))
     (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = open_clip.CLIP(**config["model_cfg"])
     save_clip(model, folder)
+
+
+def write_configs(folder: Path, cfg: ScratchConfig) -> None:
+    """Writes the configurations alone into `folder`/clip and `folder`/llm, for sketches.
+
+    With the largest vocabulary that `cfg` allows; the real one depends on the texts.
+
+    Raises:
+        ConfigError: the sizes do not fit together.
+    """
+    for part in ("clip", "llm"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    eos = cfg.vocab_size - 1
+    clip = _clip_config(cfg, cfg.vocab_size, eos)
+    (folder / "clip" / CLIP_CONFIG).write_text(json.dumps(clip, indent=2))
+    _llm_config(cfg, cfg.vocab_size, eos).save_pretrained(folder / "llm")
 
 
 def save_clip(weights: nn.Module | Mapping[str, Tensor], folder: Path) -> None:
@@ -166,7 +162,31 @@ def _save(weights: nn.Module | Mapping[str, Tensor], file: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def _llm_config(cfg: ScratchConfig, vocab_size: int, eos_id: int) -> GPT2Config:
+    _check_heads("llm_width", cfg.llm_width, cfg.heads)
+    return GPT2Config(
+        architectures=[GPT2LMHeadModel.__name__],
+        vocab_size=vocab_size,
+        n_positions=cfg.context_length,
+        n_embd=cfg.llm_width,
+        n_layer=cfg.llm_layers,
+        n_head=cfg.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=eos_id,
+        eos_token_id=eos_id,
+    )
+
+
 def _clip_config(cfg: ScratchConfig, vocab_size: int, eos_id: int) -> dict[str, Any]:
+    _check_heads("vision_width", cfg.vision_width, cfg.heads)
+    _check_heads("text_width", cfg.text_width, cfg.heads)
+    if cfg.image_size % cfg.patch_size:
+        raise ConfigError(
+            f"pretrain.scratch.patch_size: {cfg.patch_size} does not divide image_size "
+            f"{cfg.image_size}; choose a divisor"
+        )
     return {
         "model_cfg": {
             "embed_dim": cfg.embed_dim,

@@ -1,0 +1,166 @@
+"""What a recipe's splits hold, or will hold once they are prepared; what preparing would do.
+
+Reads manifests, one index and, for splits that are still to be made, the raw data set's own lists.
+Opens no image and writes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.config import Config, PrepareConfig
+from pipeline.data.index import load_index
+from pipeline.data.manifest import MANIFEST_NAME, Manifest, load_manifest
+from pipeline.data.remote import is_remote
+from pipeline.data.sources import SourceRecord, load_source
+from pipeline.data.sources.record import FileImage
+from pipeline.errors import DataError, UserError
+from pipeline.explain.text import UNKNOWN, count, plural, section, size
+from pipeline.splits import open_split, open_training
+
+_SAMPLED = 200  # image files whose size stands for all
+_DRAWN = 20  # images drawn for the same purpose
+_ASSUMED_CAPTIONS = 5.0  # of a record, as in COCO and Flickr8k
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """One split: what is known of it before anything is made."""
+
+    records: int | None
+    shards: int | None
+    captions: float | None  # of a record, on average
+    detail: str  # one line
+    there: bool
+
+    @property
+    def captions_or_assumed(self) -> float:
+        """The captions of a record where they are known, else what is usual."""
+        return self.captions if self.captions is not None else _ASSUMED_CAPTIONS
+
+
+def outlook(config: Config, name: str) -> Outlook:
+    """What a split holds or will hold; never raises for what is missing.
+
+    name: a split of `data.shards`; the training split stands for the mixture where there is one.
+    """
+    mixed = bool(config.data.mix) and name == config.data.train_split
+    try:
+        split = open_training(config) if mixed else open_split(config, name)
+    except UserError as error:
+        planned = None if mixed else _planned(config, name)
+        if planned is not None and config.make_missing:
+            return planned
+        folder = Path(config.data.shards) / name
+        missing = config.data.shards and not is_remote(config.data.shards) and not mixed
+        missing = missing and not (folder / MANIFEST_NAME).is_file()
+        detail = f"not there: {folder}" if missing else str(error)
+        if planned is not None and planned.records:
+            return replace(planned, detail=f"{detail} ({plural(planned.records, 'record')})")
+        return Outlook(None, None, None, detail, False)
+    total = sum(each.bytes for each in split.manifests)
+    sets = f" of {plural(len(split.manifests), 'set')}" if mixed else ""
+    text = f"{plural(split.records, 'record')} in {plural(split.shards, 'shard')}{sets}"
+    captions = _mean_captions(split.manifests)
+    return Outlook(split.records, split.shards, captions, f"{text}, {size(total)}", True)
+
+
+def describe_preparation(entries: Sequence[PrepareConfig]) -> str:
+    """What `stages/prepare.py` would do with each of `entries`."""
+    if not entries:
+        return "This recipe prepares nothing: its data.shards are expected to be there."
+    title = "Plan of stages/prepare.py. Nothing is written."
+    return "\n\n".join([title, *(_describe(entry) for entry in entries)])
+
+
+def _describe(entry: PrepareConfig) -> str:
+    rows = [
+        ("writes to", entry.out or f"{UNKNOWN} (set out to a folder)"),
+        ("processes", str(entry.workers) if entry.workers else "none beside this one"),
+        ("records a shard", count(entry.records_per_shard)),
+    ]
+    try:
+        splits = load_source(entry)
+    except UserError as error:
+        return section(f"Data set '{entry.source}'", [*rows, ("not possible", str(error))])
+    for split, records in splits.items():
+        rows.append((split, _split(entry, Path(entry.out).expanduser() / split, records)))
+    return section(f"Data set '{entry.source}'", rows)
+
+
+def _split(entry: PrepareConfig, folder: Path, records: Sequence[SourceRecord]) -> str:
+    done = _finished(folder)
+    if done is not None:
+        return (
+            f"finished: {plural(done.records, 'record')} in {plural(len(done.shards), 'shard')}, "
+            f"{size(done.bytes)}; left alone"
+        )
+    shards = -(-len(records) // entry.records_per_shard)
+    begun = sum(1 for _ in folder.glob("shard-*.tar"))
+    texts = sum(len(each.captions) for each in _sample(records)) / max(len(_sample(records)), 1)
+    line = (
+        f"{plural(len(records), 'record')} ({texts:.1f} captions each) into "
+        f"{plural(shards, 'shard')}, about {size(_expected_bytes(records))}"
+    )
+    return f"{line}; {begun} written before, kept where they are whole" if begun else line
+
+
+def _finished(folder: Path) -> Manifest | None:
+    if not (folder / MANIFEST_NAME).is_file():
+        return None
+    try:
+        return load_manifest(folder)
+    except DataError:
+        return None  # to be written again
+
+
+def _sample(records: Sequence[SourceRecord]) -> Sequence[SourceRecord]:
+    """Records spread over all of them."""
+    return [records[i] for i in range(0, len(records), max(len(records) // _SAMPLED, 1))]
+
+
+def _expected_bytes(records: Sequence[SourceRecord]) -> float | None:
+    """Of a split's tars, from the sizes of some of its images; None where they are not there."""
+    sizes = []
+    for record in _sample(records):
+        try:
+            if isinstance(record.image, FileImage):
+                sizes.append(record.image.path.stat().st_size)
+            elif len(sizes) < _DRAWN:
+                sizes.append(len(record.image()[0]))
+        except OSError:
+            continue  # of a real copy some images are often missing
+    if not sizes:
+        return None
+    # A member's header is 512 bytes, its content padded to as many; the JSON takes two blocks.
+    return len(records) * (sum(sizes) / len(sizes) + 256 + 3 * 512 + 512)
+
+
+def _planned(config: Config, name: str) -> Outlook | None:
+    """The split as the recipe's `prepare` section would write it; None where it does not."""
+    for entry in config.prepare.values():
+        if not config.data.shards or Path(entry.out) != Path(config.data.shards):
+            continue
+        try:
+            records = load_source(entry).get(name)
+        except UserError as error:
+            return Outlook(None, None, None, f"not there, and cannot be prepared: {error}", False)
+        if records is not None:
+            texts = [len(each.captions) for each in _sample(records)]
+            mean = sum(texts) / len(texts) if texts else None
+            line = f"{plural(len(records), 'record')}, would be prepared first from {entry.source}"
+            shards = -(-len(records) // entry.records_per_shard)
+            return Outlook(len(records), shards, mean, line, False)
+    return None
+
+
+def _mean_captions(manifests: Sequence[Manifest]) -> float | None:
+    """Of the first shard that has records, as its index counts them."""
+    for manifest in manifests:
+        number = next((i for i, shard in enumerate(manifest.shards) if shard.records), None)
+        if number is not None:
+            try:
+                return float(load_index(manifest, number).captions.mean())
+            except DataError:
+                return None
+    return None

@@ -1,0 +1,240 @@
+"""The parameters of a segment: how many each part has, which of them train, what a step needs.
+
+Built by the same functions as for training, on the meta device: whatever they add (adapters, a
+locked tower) is counted here without being known here. Weights need not exist; configurations must,
+and where the recipe makes small weights itself their sizes are taken from `pretrain.scratch`.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from pipeline import ds_config as ds
+from pipeline.config import Config, EncoderAdaptConfig, EncoderConfig, LLMConfig, PhaseConfig
+from pipeline.engine import dtype_of
+from pipeline.explain.activations import language_activations, pair_activations, pair_logits
+from pipeline.memory import Parameters, persistence_threshold
+from pipeline.models.encoder import LOCAL_DIR, ImageEncoder, depth_groups, sketch_clip
+from pipeline.models.families import family
+from pipeline.models.multimodal import MultimodalLM
+from pipeline.models.placement import Blueprint
+from pipeline.models.scratch import CLIP_CONFIG, write_configs
+from pipeline.phases import Group, Segment, encoder_groups, part_groups
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the model, in parameters."""
+
+    total: int
+    trained: int
+    held: bool = True  # False: run once for the feature cache, then dropped
+
+
+@dataclass(frozen=True)
+class Census:
+    """The model of one segment."""
+
+    parts: Mapping[str, Part]
+    rates: Mapping[str, float]  # learning-rate group -> share of the phase's rate
+    parameters: Parameters  # of what DeepSpeed holds
+    activations: int | None  # bytes of one micro-batch; None where the model does not say
+    logits: int | None
+    feature_width: int | None = None  # of cached image features, where they are cached
+
+
+def census(
+    config: Config,
+    name: str,
+    segment: Segment,
+    *,
+    precision: str,
+    captions: float | None,
+    ranks: int,
+) -> Census:
+    """Counts the model of a segment.
+
+    Args:
+        config: the recipe; its configurations must exist (see `with_sketches`).
+        name: the phase.
+        segment: which of it.
+        precision: of the compute dtype.
+        captions: of a record, on average; None leaves the activations out, which take longest.
+        ranks: that share a global batch.
+
+    Raises:
+        ConfigError: a configuration is missing, or the sizes do not fit together.
+    """
+    phase: PhaseConfig = getattr(config, name)
+    if isinstance(phase, EncoderAdaptConfig):
+        found = _contrastive(config, name, phase, precision=precision, captions=captions)
+        rows = -(-phase.global_batch // ranks)
+        logits = pair_logits(rows, phase.global_batch, dtype_of(precision).itemsize)
+        return replace(found, logits=logits)
+    return _language(config, name, phase, segment, precision=precision, captions=captions)
+
+
+def sketch_language_model(
+    config: Config, *, precision: str
+) -> tuple[ImageEncoder | None, MultimodalLM]:
+    """A recipe's frozen image tower, and its model as it trains, on the meta device.
+
+    The model holds the tower only where features are not cached. Raises ConfigError where a
+    configuration is missing, or the sizes do not fit together.
+    """
+    chosen = family(config.family)
+    encoder = None
+    if chosen.SEES_IMAGES:
+        sketch = sketch_clip(config.encoder)
+        visual = sketch.model.visual
+        assert isinstance(visual, nn.Module)
+        encoder = ImageEncoder(visual, sketch.width, config.encoder.normalize)
+        encoder.requires_grad_(False)
+    cached = encoder is None or config.data.cache_features
+    model = chosen.build(
+        config,
+        dtype=dtype_of(precision),
+        placement=Blueprint(),
+        with_encoder=not cached,
+        feature_width=None if encoder is None else encoder.width,
+        encoder=None if cached else encoder,
+    )
+    return encoder, model
+
+
+@contextmanager
+def with_sketches(config: Config) -> Iterator[Config]:
+    """The recipe with configurations in place of small weights that are still to be made.
+
+    The configurations are gone when the block ends.
+    """
+    clip, llm = _scratch_folders(config)
+    replaced = {"clip": clip is not None, "llm": llm is not None}
+    if not any(replaced.values()):
+        yield config
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_configs(Path(folder), config.pretrain.scratch)
+        arch = f"{LOCAL_DIR}{folder}/clip" if replaced["clip"] else config.encoder.arch
+        path = f"{folder}/llm" if replaced["llm"] else config.llm.path
+        encoder: EncoderConfig = replace(config.encoder, arch=arch)
+        language: LLMConfig = replace(config.llm, path=path)
+        yield replace(config, encoder=encoder, llm=language)
+
+
+def _scratch_folders(config: Config) -> tuple[Path | None, Path | None]:
+    """Where the recipe's own small CLIP and LM will be, for those that are not there yet."""
+    if not config.pretrain.out:
+        return None, None
+    out = Path(config.pretrain.out)
+    clip, llm = out / "clip", out / "llm"
+    wanted = config.encoder.arch == f"{LOCAL_DIR}{clip}" and not (clip / CLIP_CONFIG).is_file()
+    needed = Path(config.llm.path) == llm and not (llm / "config.json").is_file()
+    return clip if wanted else None, llm if needed else None
+
+
+def _contrastive(
+    config: Config, name: str, phase: EncoderAdaptConfig, *, precision: str, captions: float | None
+) -> Census:
+    sketch = sketch_clip(config.encoder)
+    clip = sketch.model.to(dtype_of(precision))
+    groups = encoder_groups(clip, phase)
+    visual = clip.visual
+    assert isinstance(visual, nn.Module)
+    tower, whole = _count(visual), _count(clip)
+    rest = Part(whole.total - tower.total, whole.trained - tower.trained)
+    activations = None
+    if captions is not None:
+        activations = _traced(
+            pair_activations,
+            clip,
+            images=phase.micro_batch,
+            texts=_texts(phase, captions),
+            image_size=sketch.image_size,
+            context=sketch.context_length,
+            layers=len(depth_groups(visual)) - 2 if phase.activation_checkpointing else 0,
+        )
+    return Census(
+        {"encoder": tower, "text": rest},
+        _rates(groups),
+        _parameters(clip, ds.read_ds_config(name, phase.ds_config)),
+        activations,
+        None,
+    )
+
+
+def _language(
+    config: Config,
+    name: str,
+    phase: PhaseConfig,
+    segment: Segment,
+    *,
+    precision: str,
+    captions: float | None,
+) -> Census:
+    chosen = family(config.family)
+    encoder, model = sketch_language_model(config, precision=precision)
+    parts: dict[str, Part] = {}
+    if encoder is not None:
+        parts["encoder"] = replace(_count(encoder), held=not config.data.cache_features)
+    modules = chosen.parts(model)
+    groups = part_groups(modules, segment, phase)
+    parts |= {part: _count(module) for part, module in modules.items()}
+    layers = int(getattr(model.llm.config.get_text_config(), "num_hidden_layers", 1))
+    traced = None
+    if captions is not None:
+        traced = _traced(
+            language_activations,
+            model,
+            rows=_texts(phase, captions),
+            prefix=len(chosen.prompt_ids(config)),
+            tokens=config.data.max_tokens,
+            width=None if encoder is None else encoder.width,
+            layers=layers if phase.activation_checkpointing else 0,
+        )
+    activations, logits = traced or (None, None)
+    parameters = _parameters(model, ds.read_ds_config(name, phase.ds_config))
+    width = encoder.width if encoder is not None and config.data.cache_features else None
+    return Census(parts, _rates(groups), parameters, activations, logits, width)
+
+
+def _texts(phase: PhaseConfig, captions: float) -> int:
+    """Of a micro-batch."""
+    return round(phase.micro_batch * (captions if phase.captions == "all" else 1))
+
+
+def _traced(trace: Callable[..., T], model: nn.Module, **sizes: int | None) -> T | None:
+    """What `trace` finds, or None where the model cannot run on the meta device."""
+    try:
+        return trace(model, **sizes)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return None
+
+
+def _count(module: nn.Module) -> Part:
+    parameters = list(module.parameters())
+    return Part(
+        sum(each.numel() for each in parameters),
+        sum(each.numel() for each in parameters if each.requires_grad),
+    )
+
+
+def _parameters(model: nn.Module, loaded: Mapping[str, object]) -> Parameters:
+    counted = _count(model)
+    threshold = persistence_threshold(loaded)
+    own = [
+        sum(each.numel() for each in module.parameters(recurse=False)) for module in model.modules()
+    ]
+    small = sum(each.numel() for each in model.parameters() if each.numel() < threshold)
+    return Parameters(counted.trained, counted.total - counted.trained, max(own), small)
+
+
+def _rates(groups: list[Group]) -> dict[str, float]:
+    return {each.name: each.lr_scale for each in groups}
