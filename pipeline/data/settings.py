@@ -65,6 +65,8 @@ def check_prepared(cfg: PrepareConfig) -> None:
     Raises:
         DataError: a split was prepared with other settings.
     """
+    if not cfg.out:
+        return
     for path in sorted(Path(cfg.out).expanduser().glob(f"*/{SETTINGS_NAME}")):
         folder = path.parent
         if cfg.source == "scenes" and folder.name not in cfg.counts:
