@@ -160,7 +160,7 @@ class CaptionConfig:
 
     checkpoint: str = ""  # an export, a phase's folder or a run's; its recipe comes along
     images: str = ""  # a folder (with all below it), a file, or a pattern such as 'a/*.jpg'
-    out: str = ""  # folder; empty = runs/<name>/captions
+    out: str = ""  # folder; empty = runs/<name>/captions/<name of the images' folder>
     shown: int = not_negative(300)  # images in the HTML sheet; the JSON lines hold all
 
 
