@@ -217,7 +217,7 @@ class CaptionConfig:
 
     checkpoint: str = path()  # an export, a phase's folder or a run's; its recipe comes along
     images: str = path()  # a folder (with all below it), a file, or a pattern such as 'a/*.jpg'
-    out: str = path()  # folder; empty = runs/<name>/captions
+    out: str = path()  # folder; empty = runs/<name>/captions/<name of the images' folder>
     shown: int = not_negative(300)  # images in the HTML sheet; the JSON lines hold all
 
 
