@@ -75,10 +75,11 @@ def sigmoid_loss(
     The sum of -log sigmoid(z (t x.y + b)) with z = 1 for pairs and -1 otherwise: Zhai et al.,
     "Sigmoid Loss for Language Image Pre-Training", 2023, algorithm 1.
     """
-    scale, bias = constants.unbind()
+    scale, bias = constants.float().unbind()
     excluded, itself = _others_and_itself(identity, rows)
-    logits = scale * image_features[rows] @ text_features.T + bias  # (b, B)
-    each = -F.logsigmoid(torch.where(itself, logits, -logits).float())
+    # In float32: in bfloat16, numbers about the bias are 1/16 apart.
+    logits = scale * (image_features[rows] @ text_features.T).float() + bias  # (b, B)
+    each = -F.logsigmoid(torch.where(itself, logits, -logits))
     return each.masked_fill(excluded, 0.0).sum()
 
 
