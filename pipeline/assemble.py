@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.checkpoint import ExportTensors, content_hash, fingerprint_of, tensor_hash
 from pipeline.config import Config
-from pipeline.data.features import CachedFeatures, encode_shards
+from pipeline.data.features import CachedFeatures, encode_shards, feature_files
 from pipeline.data.loader import DecodedImages
 from pipeline.dist import World, wait_for_all
 from pipeline.errors import CheckpointError
@@ -149,12 +149,13 @@ def _cached(
     dtype: torch.dtype,
     world: World,
 ) -> Images:
-    """Encodes the split once, on all ranks together, unless a cache of these weights is there."""
+    """Encodes the split once, on all ranks together, unless a cache of these weights is there.
+
+    Each set of a mixture has a cache of its own, which other mixtures use too.
+    """
     assert isinstance(images.source, DecodedImages)
     made_by = [tensor_hash(encoder.state_dict()), repr(images.source.transform), str(dtype)]
     made_by.append(str(config.data.max_pixels))
-    key = fingerprint_of(made_by, config.encoder.normalize, split.manifest.fingerprint)
-    folder = Path(config.runs) / "features" / key
     encoder = encoder.to(world.device, dtype).eval()
 
     @torch.no_grad()
@@ -162,20 +163,25 @@ def _cached(
         features: Tensor = encoder(batch.to(world.device, dtype))
         return features
 
-    encoded = encode_shards(
-        split.reader,
-        images.source,
-        encode,
-        folder,
-        width=encoder.width,
-        rank=world.rank,
-        ranks=world.size,
-        workers=config.data.workers,
-    )
-    wait_for_all(world)
-    if encoded:
-        log.info("features      %s: images encoded once, kept in %s", name, folder)
-    return Images(CachedFeatures(folder), (encoder.width,))
+    places = []
+    for part in split.parts:
+        key = fingerprint_of(made_by, config.encoder.normalize, part.fingerprint)
+        folder = Path(config.runs) / "features" / key
+        encoded = encode_shards(
+            part.reader,
+            images.source,
+            encode,
+            folder,
+            width=encoder.width,
+            rank=world.rank,
+            ranks=world.size,
+            workers=config.data.workers,
+        )
+        wait_for_all(world)
+        if encoded:
+            log.info("features      %s: images encoded once, kept in %s", name, folder)
+        places += feature_files(folder, part.shards)
+    return Images(CachedFeatures(places), (encoder.width,))
 
 
 def recipe_identity(

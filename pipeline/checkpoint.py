@@ -37,6 +37,7 @@ class Progress:
     step: int = 0  # steps of the data plan done
     updates: int = 0  # optimizer updates of this segment; skipped steps do not count
     records_seen: int = 0
+    records_by_set: dict[str, int] = field(default_factory=dict)  # of a mixture
     records_skipped: dict[str, int] = field(default_factory=dict)
     texts_cut: int = 0
     steps_skipped: int = 0

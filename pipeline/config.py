@@ -78,10 +78,35 @@ class LLMConfig:
 
 
 @dataclass
-class DataConfig:
+class MixConfig:
+    """One set of a mixture."""
+
+    shards: str = path()  # as data.shards
+    split: str | None = None  # null = data.train_split
+    weight: float = positive(1.0)  # how often an epoch has each record; 2.5: twice, half of them 3x
+    name: str | None = None  # in TensorBoard and the summary; null = the last part of `shards`
+
+    @property
+    def label(self) -> str:
+        """The set's name, given or taken from its place."""
+        return self.name or self.shards.rstrip("/").rpartition("/")[2]
+
+
+@dataclass
+class RemoteConfig:
+    """How shards are read that lie on a server: fetched whole into a folder of this machine."""
+
+    cache: str | None = path(None)  # this folder, best on a local disk; null = ~/.cache/eim
+    cache_gb: float = positive(100.0)  # the most that it holds, in 10^9 bytes
+    schemes: list[str] = field(default_factory=list)  # fsspec's, allowed besides http(s) and s3
+
+
+@dataclass
+class DataConfig(RemoteConfig):
     """Where the records are and how they are read."""
 
-    shards: str = path()  # folder with one sub-folder of shards for each split
+    shards: str = path()  # folder, or http(s):// or s3:// URL, with a sub-folder for each split
+    mix: list[MixConfig] = field(default_factory=list)  # trained on instead of shards' train_split
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"
@@ -208,17 +233,24 @@ class ExportConfig:
 
 
 @dataclass
-class PrepareConfig:
-    """One raw data set to be written as shards."""
+class PrepareConfig(RemoteConfig):
+    """One data set to be written as shards, or shards of others to be indexed."""
 
-    source: str = ""  # coco, flickr8k or scenes
+    source: str = ""  # coco, flickr8k, folder, scenes, or webdataset (shards of others)
     out: str = path()  # folder; each split becomes a sub-folder
-    images: str = path()  # coco, flickr8k: the image folder
+    images: str = path()  # coco, flickr8k, folder: the image folder
     # coco: annotation JSON files
     annotations: list[str] = field(default_factory=list, metadata={"path": True})
     karpathy: str = path()  # coco: dataset_coco.json, whose splits (and sentences) are used
-    split: str = "train"  # coco without karpathy and lists: what the annotations become
-    captions: str = path()  # flickr8k: captions.txt
+    split: str = "train"  # coco without karpathy and lists, folder without a column, webdataset
+    captions: str = path()  # flickr8k: captions.txt; folder: a .csv, .tsv, .jsonl or .json file
+    image_column: str = ""  # folder: "" = found by its usual names (image, file_name, path, ...)
+    caption_column: str = ""  # folder: "" = found by its usual names (caption, text, ...)
+    split_column: str = ""  # folder: "" = the column `split`, where there is one
+    shards: str = (
+        path()
+    )  # webdataset: a folder of tars, or a pattern: [s3://b]/d/{00000..00331}.tar
+    hash: bool = False  # webdataset: also compute SHA-256 of each shard, which reads all of it
     # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
     # coco with annotations: folder with karpathy_{val,test}_images.txt
     split_lists: str = path()

@@ -15,12 +15,13 @@ from pipeline.assemble import check_overlay
 from pipeline.captioning import end_ids
 from pipeline.checkpoint import ExportTensors
 from pipeline.config import PHASES, Config, EncoderAdaptConfig, PhaseConfig
+from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.dist import World, from_main
 from pipeline.engine import check_precision, resolve_precision
 from pipeline.errors import CheckpointError, ConfigError, DataError, UserError
 from pipeline.evaluation.captions import check_metrics
 from pipeline.explain.budget import disk_free, disk_needed, existing, phase_disk
-from pipeline.explain.data import outlook
+from pipeline.explain.data import training_outlook
 from pipeline.explain.parts import sketch_language_model
 from pipeline.explain.phase import export_size, plan_phase
 from pipeline.explain.text import size
@@ -38,7 +39,7 @@ from pipeline.models.llm import (
 from pipeline.models.placement import Blueprint
 from pipeline.models.st import build_st
 from pipeline.phases import encoder_groups, phases_before
-from pipeline.splits import open_split
+from pipeline.splits import open_split, open_training
 
 Check = Callable[[Config, World, str], None]
 
@@ -85,30 +86,36 @@ def _splits(config: Config, world: World, until: str) -> None:
         scored = {"evaluate.split": config.evaluate.split}
         # Where an export is scored, nothing is trained.
         named = {**({} if config.evaluate.export else named), **scored}
-    folder = Path(config.data.shards)
     for key, name in named.items():
-        there = sorted(each.parent.name for each in folder.glob("*/manifest.json"))
-        if config.data.shards and there and name not in there:
+        trains = key == "data.train_split"
+        if not (trains and config.data.mix):
+            _check_name(config, key, name)
+        split = open_training(config) if trains else open_split(config, name)
+        if split.records == 0:
             raise DataError(
-                f"{key}={name}: {folder} has no such split; there are {', '.join(there)}"
-            )
-        if open_split(config, name).manifest.records == 0:
-            raise DataError(
-                f"{key}={name}: {folder / name} holds no records; prepare it with some, or name "
+                f"{key}={name}: {split.place} holds no records; prepare it with some, or name "
                 "another split"
             )
+
+
+def _check_name(config: Config, key: str, name: str) -> None:
+    """Where other splits are there, this one is a mistake; remote ones are not listed."""
+    folder = Path(config.data.shards)
+    there = sorted(each.parent.name for each in folder.glob(f"*/{MANIFEST_NAME}"))
+    if config.data.shards and there and name not in there:
+        raise DataError(f"{key}={name}: {folder} has no such split; there are {', '.join(there)}")
 
 
 def _batches(config: Config, world: World, until: str) -> None:
     """A global batch is never more than there is: an epoch would be one short step."""
     if until == "evaluate" and config.evaluate.export:
         return
-    records = open_split(config, config.data.train_split).manifest.records
+    records = open_training(config).records
     for name, phase in _enabled(config):
         if 0 < records < phase.global_batch:
             raise ConfigError(
-                f"{name}.global_batch={phase.global_batch}: the split '{config.data.train_split}' "
-                f"holds {records} records, so no batch would be full; set it to {records} or less"
+                f"{name}.global_batch={phase.global_batch}: the training split holds {records} "
+                f"records, so no batch would be full; set it to {records} or less"
             )
 
 
@@ -187,7 +194,7 @@ def _disk(config: Config, world: World, until: str) -> None:
     if until not in PHASES or config.encoder.arch.startswith(HUB):
         return
     precision = resolve_precision(config.precision, world.device)
-    train = outlook(config, config.data.train_split)
+    train = training_outlook(config)
     plans = [
         plan_phase(config, name, train, precision=precision, ranks=world.size, activations=False)
         for name in [*phases_before(config, until), until]

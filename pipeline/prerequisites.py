@@ -10,6 +10,8 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.prepare import prepare
+from pipeline.data.remote import is_remote
+from pipeline.data.settings import check_prepared
 from pipeline.dist import World, from_main
 from pipeline.errors import DataError, UserError
 from pipeline.phases import phases_before
@@ -21,12 +23,19 @@ log = logging.getLogger("pipeline")
 
 
 def make_shards(config: Config, world: World) -> None:
-    """Prepares every entry of the recipe's `prepare`, on rank 0; finished ones are left alone."""
+    """Prepares the recipe's `prepare` on rank 0 where shards are missing.
+
+    Shards that are there, but of other settings than the recipe's, are a DataError.
+    """
     failure: str | None = None
     if world.is_main:
+        missing = shards_missing(config)
         try:
             for entry in config.prepare.values():
-                prepare(entry, report=log.info)
+                if missing:
+                    prepare(entry, report=log.info)
+                else:
+                    check_prepared(entry)
         except UserError as error:
             failure = str(error)
     failure = from_main(failure, world)
@@ -47,8 +56,7 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
         if until != "pretrain":
             check(effective(config), world, until=until)
         return True
-    if from_main(shards_missing(config), world):
-        make_shards(config, world)
+    make_shards(config, world)
     if until == "pretrain":
         return True
     if config.pretrain.out and not pretrain(config, world):
@@ -59,10 +67,16 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
 
 
 def shards_missing(config: Config) -> bool:
-    """True when a split that the recipe reads is not there, or was not written to its end."""
-    shards = [(config.data.shards, config.data.test_split)]
-    for name in (config.data.train_split, config.data.val_split):
-        shards += [(config.data.shards, name), (config.pretrain.shards, name)]
-    return any(
-        folder and not (Path(folder) / split / MANIFEST_NAME).is_file() for folder, split in shards
-    )
+    """True when a local split that the recipe reads is not there, or not written to its end."""
+    data = config.data
+    shards = [(data.shards, data.test_split), (data.shards, data.val_split)]
+    shards += [(config.pretrain.shards, name) for name in (data.train_split, data.val_split)]
+    shards += [(each.shards, each.split or data.train_split) for each in data.mix]
+    if not data.mix:
+        shards.append((data.shards, data.train_split))
+    paths = [
+        Path(folder.removeprefix("file://")) / split / MANIFEST_NAME
+        for folder, split in shards
+        if folder and not is_remote(folder)
+    ]
+    return not all(path.is_file() for path in paths)

@@ -15,7 +15,8 @@ from pathlib import Path
 from pipeline import checkpoint as ckpt
 from pipeline.assemble import overlay, overlay_clip
 from pipeline.config import Config, EncoderConfig, LLMConfig
-from pipeline.data.images import ContentFault
+from pipeline.data.faults import ContentFault
+from pipeline.data.plan import items_in_order
 from pipeline.dist import World, agree_any, from_main, wait_for_all
 from pipeline.engine import dtype_of
 from pipeline.errors import ConfigError
@@ -24,7 +25,7 @@ from pipeline.models.llm import load_llm
 from pipeline.models.placement import Placement
 from pipeline.models.scratch import create_clip, create_llm, save_clip, save_llm, train_tokenizer
 from pipeline.run import export_folder, learnt_values, run_phase
-from pipeline.splits import Split, open_split
+from pipeline.splits import Split, open_training
 
 log = logging.getLogger("pipeline")
 
@@ -97,7 +98,7 @@ def _language_recipe(derived: Config, weights: Path) -> Config:
 
 def _made_by(derived: Config) -> str:
     """A hash of all that the weights depend on."""
-    texts = open_split(derived, derived.data.train_split).manifest.fingerprint
+    texts = open_training(derived).fingerprint
     phases = [learnt_values(derived.encoder_adapt), learnt_values(derived.llm_tune)]
     scratch = asdict(derived.pretrain.scratch)
     return ckpt.fingerprint_of(phases, scratch, derived.seed, derived.data.max_tokens, texts)
@@ -123,7 +124,7 @@ def _derived(config: Config) -> Config:
         config,
         name=f"{config.name}-pretrain",
         baseline=False,
-        data=replace(config.data, shards=made.shards or config.data.shards),
+        data=replace(config.data, shards=made.shards, mix=[]) if made.shards else config.data,
         encoder_adapt=replace(made.clip, enabled=True),
         st_align=replace(config.st_align, enabled=False),
         llm_tune=replace(made.llm, enabled=True, segments=[], init_from=None),
@@ -132,13 +133,13 @@ def _derived(config: Config) -> Config:
 
 def _initial_folder(config: Config) -> Path:
     """Where the random models lie; other sizes, seeds or texts have another folder."""
-    texts = open_split(config, config.data.train_split).manifest.fingerprint
+    texts = open_training(config).fingerprint
     made_by = ckpt.fingerprint_of(asdict(config.pretrain.scratch), config.seed, texts)
     return Path(config.runs) / config.name / f"initial-{made_by}"
 
 
 def _create(config: Config, folder: Path) -> None:
-    split = open_split(config, config.data.train_split)
+    split = open_training(config)
     tokenizer = train_tokenizer(_texts(split), config.pretrain.scratch.vocab_size)
     writing = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(writing, ignore_errors=True)
@@ -149,12 +150,11 @@ def _create(config: Config, folder: Path) -> None:
 
 def _texts(split: Split) -> Iterator[str]:
     reader = split.reader
-    for shard, size in enumerate(split.manifest.sizes):
-        for record in range(size):
-            try:
-                yield from reader.read(shard, record).data["captions"]
-            except ContentFault:
-                continue
+    for shard, record in items_in_order(split.in_order(1000)):
+        try:
+            yield from reader.read(shard, record).data["captions"]
+        except ContentFault:
+            continue
 
 
 def _publish_clip(config: Config, initial: Path, target: Path) -> None:

@@ -96,6 +96,7 @@ def validate(config: Config) -> None:
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{key}={value} must be 1 or more; leave it null for no limit")
+    _check_mix(config)
     if config.llm.lora.dropout >= 1:
         raise ConfigError(f"llm.lora.dropout={config.llm.lora.dropout} must be in [0, 1)")
     for name, phase in phase_configs(config):
@@ -214,6 +215,17 @@ def _check_fields(section: Any, prefix: str) -> None:
             raise ConfigError(f"{key}={value} must be above zero")
         if field.metadata.get("not_negative") and value is not None and value < 0:
             raise ConfigError(f"{key}={value} must not be negative")
+
+
+def _check_mix(config: Config) -> None:
+    labels = [each.label for each in config.data.mix]
+    for i, label in enumerate(labels):
+        if not label:
+            raise ConfigError(f"data.mix[{i}].shards is empty: name its folder or URL")
+        if label in labels[:i]:
+            raise ConfigError(
+                f"data.mix[{i}]: another set is called {label!r} too; give each its own name"
+            )
 
 
 def _check_phase(name: str, phase: PhaseConfig) -> None:

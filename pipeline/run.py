@@ -24,7 +24,7 @@ from pipeline.models.lora import check_settings
 from pipeline.phases import as_baseline, predecessor, segments
 from pipeline.recipe import save_recipe
 from pipeline.segment import SegmentRun
-from pipeline.splits import open_split
+from pipeline.splits import open_training
 
 log = logging.getLogger("pipeline")
 
@@ -50,7 +50,7 @@ def effective(config: Config) -> Config:
     """The recipe that is really run: its baseline where `baseline` is true."""
     if not config.baseline:
         return config
-    return as_baseline(config, open_split(config, config.data.train_split).manifest.records)
+    return as_baseline(config, open_training(config).records)
 
 
 def export_folder(config: Config, phase: str) -> Path:
@@ -69,7 +69,7 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     if not phase.enabled:
         log.info("%-13s is off in this recipe (%s.enabled=false)", name, name)
         return True
-    split = open_split(config, config.data.train_split)
+    split = open_training(config)
     start = start_of(config, name, world)
     fingerprint = fingerprint_of_phase(config, name, world)
     folder = Path(config.runs) / config.name / name
@@ -81,7 +81,7 @@ def run_phase(config: Config, name: str, world: World) -> bool:
         save_recipe(config, folder.parent / "config.yaml")
         save_recipe(config, folder / "config.yaml")
     wait_for_all(world)
-    plan_steps = math.ceil(split.manifest.records / phase.global_batch)
+    plan_steps = math.ceil(split.records / phase.global_batch)
     stretches = segments(name, phase, plan_steps)
     tensors: Mapping[str, Tensor] = {} if start is None else ckpt.ExportTensors(start)
     progress = Progress()
@@ -151,7 +151,7 @@ def fingerprint_of_phase(config: Config, name: str, world: World, *, remember: b
     identity = from_main(identity, world)
     if isinstance(phase, LLMTuneConfig):
         identity["lora"] = asdict(config.llm.lora)  # elsewhere adapters are fresh or the start's
-    shards = open_split(config, config.data.train_split).manifest.fingerprint
+    shards = open_training(config).fingerprint
     return ckpt.fingerprint_of(identity, learnt_values(phase), shards, before)
 
 
@@ -231,6 +231,7 @@ def _summarise(
         "steps": progress.step,
         "steps_skipped": progress.steps_skipped,
         "records_seen": progress.records_seen,
+        "records_by_set": progress.records_by_set,
         "records_skipped": progress.records_skipped,
         "texts_cut": progress.texts_cut,
         "seconds": round(progress.seconds, 2),

@@ -32,7 +32,7 @@ from pipeline.objectives import (
     Task,
 )
 from pipeline.phases import Segment, encoder_groups, part_groups
-from pipeline.splits import caption_dataset, open_split, pair_dataset, share_of
+from pipeline.splits import caption_dataset, open_split, open_training, pair_dataset, share_of
 
 
 class Probe(Protocol):
@@ -90,7 +90,7 @@ def _contrastive(
     task = ContrastiveTask(clip.model, loss=phase.loss)
     groups = encoder_groups(clip.model, phase)
     engine = Engine(task, groups, phase, name=name, precision=precision, world=world)
-    train = open_split(config, config.data.train_split)
+    train = open_training(config)
     val = open_split(config, config.data.val_split)
     share = share_of(world, phase.micro_batch)
     plan = train.plan(phase.global_batch, seed=config.seed)
@@ -129,7 +129,7 @@ def _language(
     world: World,
 ) -> Setup:
     dtype = dtype_of(precision)
-    train = open_split(config, config.data.train_split)
+    train = open_training(config)
     val = open_split(config, config.data.val_split)
     built = build_caption_model(
         config,
@@ -151,7 +151,7 @@ def _language(
     captioned = phase.caption_records if isinstance(phase, LLMTuneConfig) else 0
     shown = max(captioned, phase.sample_images)
     batch = phase.micro_batch * world.size
-    shown_plan = val.in_order(batch, min(shown, val.manifest.records))
+    shown_plan = val.in_order(batch, min(shown, val.records))
     images = built.images
 
     def dataset(split: str, plan: Plan, captions: str) -> StepDataset:

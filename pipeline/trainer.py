@@ -138,6 +138,9 @@ class Trainer:
         if fatal or faults:
             self._count_faults(loaded)
         self.progress.records_seen += int(records)
+        for name, count in loaded.by_set.items():
+            before = self.progress.records_by_set.get(name, 0)
+            self.progress.records_by_set[name] = before + count
         self.progress.texts_cut += int(cut)
         return int(records), 1 - tokens / max(slots, 1), waited / self.world.size
 

@@ -16,7 +16,7 @@ from pipeline.models.placement import Placement
 
 def split(*sizes: int) -> Split:
     shards = tuple(ShardEntry(f"shard-{i:06d}.tar", 1, n, "") for i, n in enumerate(sizes))
-    return Split(DataConfig(), Manifest(Path("nowhere"), shards, {}))
+    return Split(DataConfig(), (Manifest(Path("nowhere"), shards, {}),))
 
 
 @pytest.mark.parametrize("limit", [None, 1, 4, 6, 99])

@@ -63,6 +63,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("callbacks.monitor",),
     "torch.utils.tensorboard": ("callbacks.monitor",),
     "webdataset": ("data",),
+    "fsspec": ("data.remote",),
+    "aiohttp": ("data.remote",),
     "pickle": (),
 }
 # What torch.load(weights_only=True) raises: an error to catch, not a way to unpickle.

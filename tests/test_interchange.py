@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline import checkpoint as ckpt
 from pipeline.assemble import build_caption_model, overlay
 from pipeline.config import Config, LoRAConfig, STConfig
+from pipeline.data.plan import items_in_order
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.own_images import caption_images
@@ -77,12 +78,11 @@ def pictures(folder: Path, predictions: dict[str, str]) -> Path:
     """The images of the test split as files, in folders, with unusable ones among them."""
     target = folder / "pictures"
     split = open_split(asked(folder, "name=x"), "test")
-    for shard, size in enumerate(split.manifest.sizes):
-        for record in range(size):
-            raw = split.reader.read(shard, record)
-            file = target / str(record % 2) / f"{raw.key}.jpg"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(raw.image)
+    for shard, record in items_in_order(split.in_order(1)):
+        raw = split.reader.read(shard, record)
+        file = target / str(record % 2) / f"{raw.key}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(raw.image)
     (target / "0" / "not an image.jpg").write_text("text")
     (target / "notes.txt").write_text("text")
     return target

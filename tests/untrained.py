@@ -10,6 +10,7 @@ from torch import nn
 from transformers import GPT2LMHeadModel
 
 from pipeline.config import ScratchConfig
+from pipeline.data.plan import items_in_order
 from pipeline.data.prepare import prepare
 from pipeline.models.scratch import create_clip, create_llm, train_tokenizer
 from pipeline.recipe import load_recipe
@@ -29,9 +30,8 @@ def write_untrained(folder: Path) -> Path:
     scratch: ScratchConfig = config.pretrain.scratch
 
     def texts() -> Iterator[str]:
-        for shard, size in enumerate(split.manifest.sizes):
-            for record in range(size):
-                yield from split.reader.read(shard, record).data["captions"]
+        for shard, record in items_in_order(split.in_order(1)):
+            yield from split.reader.read(shard, record).data["captions"]
 
     tokenizer = train_tokenizer(texts(), scratch.vocab_size)
     create_clip(folder / "weights" / "clip", scratch, tokenizer, seed=0)

@@ -99,6 +99,8 @@ class Monitor:
             "memory/gpu_peak_gib": memory[1],
         }
         scalars |= {f"lr/{name}": value for name, value in last.lrs.items()}
+        for name, count in trainer.progress.records_by_set.items():
+            scalars[f"data/records/{name}"] = count
         for reason, count in trainer.progress.records_skipped.items():
             scalars[f"data/skipped/{reason.replace(' ', '_')}"] = count
         self._board.scalars(scalars, last.step)

@@ -15,7 +15,7 @@ from pipeline.callbacks.samples import Example, sheet
 from pipeline.captioning import caption_batches
 from pipeline.config import EvaluateConfig
 from pipeline.data.collate import Batch
-from pipeline.data.images import ContentFault
+from pipeline.data.faults import ContentFault
 from pipeline.data.reader import ShardReader
 from pipeline.dist import World, gather_json
 from pipeline.engine import Engine

@@ -125,7 +125,7 @@ class LanguageCollator:
 class ContrastiveCollator:
     """Samples to a ContrastiveBatch."""
 
-    tokenize: Callable[[list[str]], Tensor]
+    tokenize: Callable[..., Tensor]  # (texts, context_length=L) -> (N, L), cut and padded
     image_shape: tuple[int, ...]
 
     def __call__(self, samples: Sequence[Sample]) -> ContrastiveBatch:
@@ -138,13 +138,27 @@ class ContrastiveCollator:
         texts = [text for sample in samples for text in sample.captions]
         owner = [i for i, sample in enumerate(samples) for _ in sample.captions]
         identity = [(samples[i].position, text_id(t)) for i, t in zip(owner, texts, strict=True)]
+        tokens = self.tokenize(texts)
         return ContrastiveBatch(
             images=torch.stack([_image(sample) for sample in samples]),
             image_rows=torch.tensor(owner),
-            text=self.tokenize(texts),
+            text=tokens,
             identity=torch.tensor(identity),
             keys=tuple(sample.key for sample in samples),
+            cut=self._count_cut(texts, tokens),
         )
+
+    def _count_cut(self, texts: list[str], tokens: Tensor) -> int:
+        """How many texts lost tokens: those that one more place makes longer.
+
+        Only rows without padding can be such, and a padded one ends in two equal ids.
+        """
+        full = (tokens[:, -1] != tokens[:, -2]).nonzero().flatten().tolist()
+        if not full:
+            return 0
+        length = tokens.shape[1]
+        longer = self.tokenize([texts[i] for i in full], context_length=length + 1)
+        return int((longer[:, :length] != tokens[full]).any(dim=1).sum())
 
 
 def text_id(text: str) -> int:

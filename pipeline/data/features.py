@@ -6,7 +6,7 @@ on (encoder weights, transform, shards), so one made by other weights is never f
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.data.faults import ContentFault
 from pipeline.data.loader import DecodedImages
 from pipeline.data.lru import LRU
-from pipeline.data.reader import ContentFault, RawRecord, ShardReader
+from pipeline.data.reader import RawRecord, ShardReader
 from pipeline.errors import DataError
 
 Encode = Callable[[Tensor], Tensor]  # (B, 3, H, W) -> (B, C)
@@ -28,19 +29,25 @@ Encode = Callable[[Tensor], Tensor]  # (B, 3, H, W) -> (B, C)
 class CachedFeatures:
     """An image source (see `loader.ImageSource`) that reads features instead of decoding."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open: LRU[int, npt.NDArray[np.float32]] = LRU(64)
+    def __init__(self, files: Sequence[Path]) -> None:
+        """files: of each shard, by number (see `feature_files`)."""
+        self._files = files
+        self._open: LRU[int, npt.NDArray[np.float32]] = LRU(256)
 
     def __call__(self, reader: ShardReader, raw: RawRecord, shard: int, record: int) -> Tensor:
         """(C,) of one record; raises ContentFault where the image could not be used."""
-        rows = self._open.get(shard, lambda: _load(self._folder / _name(shard)))
+        rows = self._open.get(shard, lambda: _load(self._files[shard]))
         row = np.array(rows[record])
         if np.isnan(row[0]):
             raise ContentFault(
                 "image not usable", raw.shard, raw.key, "the encoder could not see it"
             )
         return torch.from_numpy(row)
+
+
+def feature_files(folder: Path, shards: int) -> list[Path]:
+    """Where `encode_shards` keeps the features of each of `shards` shards."""
+    return [folder / f"shard-{number:06d}.npy" for number in range(shards)]
 
 
 @dataclass(frozen=True)
@@ -82,15 +89,16 @@ def encode_shards(
     """
     folder.mkdir(parents=True, exist_ok=True)
     encoded = 0
-    for shard in range(rank, len(reader.manifest.shards), ranks):
-        target = folder / _name(shard)
+    targets = feature_files(folder, len(reader.manifest.shards))
+    for shard in range(rank, len(targets), ranks):
+        target = targets[shard]
         if target.is_file():
             continue
         rows = _encode_shard(
             reader, images, encode, shard, width=width, workers=workers, batch=batch
         )
         encoded += int((~np.isnan(rows[:, 0])).sum())
-        writing = folder / f".{_name(shard)}.{os.getpid()}"
+        writing = folder / f".{target.name}.{os.getpid()}"
         with writing.open("wb") as file:
             np.save(file, rows, allow_pickle=False)
             file.flush()
@@ -129,10 +137,6 @@ def _encode_shard(
 
 def _as_is(items: list[tuple[int, Tensor | None]]) -> list[tuple[int, Tensor | None]]:
     return items
-
-
-def _name(shard: int) -> str:
-    return f"shard-{shard:06d}.npy"
 
 
 def _load(path: Path) -> npt.NDArray[np.float32]:

@@ -1,15 +1,22 @@
-"""Writing files so that a reader sees the whole file or none, also after a power cut."""
+"""Files on disks that fail: written so that a reader sees all or nothing, read with patience."""
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from pipeline.errors import DataError
 
+T = TypeVar("T")
+
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""Failures that another try does not mend."""
+
 _BLOCK = 1 << 20
+_TRIES = 3
 
 
 @contextlib.contextmanager
@@ -65,3 +72,37 @@ def sha256_of(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def patiently(
+    where: Path | str,
+    action: Callable[[], T],
+    *,
+    wait: float = 0.5,
+    lasting: tuple[type[OSError], ...] = (),
+) -> T:
+    """Do something with a file; network file systems fail now and then, so try again first.
+
+    Args:
+        where: the file, named in the error.
+        action: what is done; an OSError of it is worth another try.
+        wait: seconds before the second try, doubled for the third.
+        lasting: errors that are raised as they are, at once.
+
+    Raises:
+        DataError: it failed each time.
+    """
+    cause = ""
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(wait * 2 ** (attempt - 1))
+        try:
+            return action()
+        except lasting:
+            raise
+        except OSError as error:
+            cause = error.strerror or str(error)
+    raise DataError(
+        f"{where}: cannot be read after {_TRIES} tries ({cause}); "
+        "check the file system, or copy the file again"
+    )

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.data.collate import Batch, Sample
-from pipeline.data.images import ContentFault, decode_image
+from pipeline.data.faults import ContentFault
+from pipeline.data.images import decode_image
 from pipeline.errors import ConfigError
 
 # In a folder, files with other endings are no images; a file that is named itself may have any.

@@ -12,8 +12,19 @@ import zlib
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+from pipeline.data.faults import ContentFault
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")  # of these formats
+
+_MAGIC = {
+    b"\xff\xd8\xff": "jpg",
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+}
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,  # PIL: a broken PNG or TIFF
@@ -38,25 +49,18 @@ _ORIENTATIONS = {
 }
 
 
-class ContentFault(Exception):  # noqa: N818 - a fault is skipped and counted, not an error
-    """One record cannot be used; its reader skips and counts it by `reason`.
+def image_extension(data: bytes) -> str | None:
+    """Return the extension that fits the first bytes of an image file.
 
-    Attributes: reason: one of few fixed phrases; shard, key: where, empty when not known yet;
-    detail: what exactly was wrong.
+    Args:
+        data: the file, or at least its first 12 bytes; its name may lie.
+
+    Returns:
+        One of `EXTENSIONS`, or None where it is in none of `FORMATS`.
     """
-
-    def __init__(self, reason: str, shard: str = "", key: str = "", detail: str = "") -> None:
-        # All four go to Exception, so that a worker process can pickle the fault.
-        super().__init__(reason, shard, key, detail)
-        self.reason = reason
-        self.shard = shard
-        self.key = key
-        self.detail = detail
-
-    def __str__(self) -> str:
-        where = "/".join(part for part in (self.shard, self.key) if part)
-        detail = f" ({self.detail})" if self.detail else ""
-        return f"{where}: {self.reason}{detail}" if where else f"{self.reason}{detail}"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return next((ext for magic, ext in _MAGIC.items() if data.startswith(magic)), None)
 
 
 def decode_image(data: bytes, *, max_pixels: int, draft_size: int | None = None) -> Image.Image:
@@ -85,6 +89,9 @@ def decode_image(data: bytes, *, max_pixels: int, draft_size: int | None = None)
             image.draft(None, (draft_size, draft_size))
         _load_whole(image)
         return _to_rgb(_upright(image))
+    except UnidentifiedImageError as error:  # its text is the address of our buffer
+        detail = f"none of {', '.join(FORMATS)}; starts {data[:8]!r}"
+        raise ContentFault("undecodable image", detail=detail) from error
     except Image.DecompressionBombError as error:
         raise ContentFault("too many pixels", detail=_one_line(error)) from error
     except _DECODE_ERRORS as error:

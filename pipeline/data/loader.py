@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.collate import Batch, Sample
+from pipeline.data.faults import ContentFault
 from pipeline.data.plan import Plan, arrange
-from pipeline.data.reader import ContentFault, RawRecord, ShardReader
+from pipeline.data.reader import RawRecord, ShardReader
 from pipeline.errors import DataError
 
 
@@ -50,6 +51,7 @@ class RankStep:
     faults: Counter[str] = field(default_factory=Counter)  # by reason
     examples: list[str] = field(default_factory=list)  # one line a fault, for messages
     fatal: str | None = None
+    by_set: dict[str, int] = field(default_factory=dict)  # records of all ranks; for a mixture
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,16 @@ class StepDataset(Dataset[RankStep]):
     captions: str = "all"  # all, one (drawn by seed, epoch and key), or none (for prompts)
     seed: int = 0
     strict: bool = False
+    sets: tuple[str, ...] = ()  # names of a mixture's sets
 
     def __getitem__(self, step: int) -> RankStep:
         """The micro-batches of global step `step`; never raises for a fault of the data."""
         epoch, k = divmod(step, self.plan.steps_per_epoch)
         items = self.plan.step(epoch, k)
         loaded = RankStep(step, [])
+        if self.sets:
+            counts = self.plan.records_by_set(items)
+            loaded.by_set = dict(zip(self.sets, counts, strict=True))
         try:
             mine = arrange(
                 self.reader.text_bytes(items),
@@ -87,6 +93,7 @@ class StepDataset(Dataset[RankStep]):
                 ranks=self.share.ranks,
                 ranks_per_node=self.share.ranks_per_node,
             )[self.share.rank]
+            self.reader.fetch({int(s) for positions in mine for s in items[positions, 0]})
             for positions in mine:
                 chosen = [(int(s), int(r)) for s, r in items[positions]]
                 found = [self._sample(s, r, epoch, loaded) for s, r in chosen]

@@ -23,6 +23,9 @@ class LRU(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __contains__(self, key: K) -> bool:
+        return key in self._values
+
     def get(self, key: K, make: Callable[[], V]) -> V:
         """Return the value of `key`, made by `make` when it is not kept."""
         if key in self._values:

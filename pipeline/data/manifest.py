@@ -1,7 +1,8 @@
 """The list of a split's shards: what a folder must hold to be read.
 
-`manifest.json` is written last, so a folder that has one is complete. Reading it checks that all
-shards are there with their sizes; it does not hash their content again.
+`manifest.json` is written last, so a folder that has one is complete. The shards lie beside it, or
+wherever its `shards_at` says; both places may be remote. Loading it checks that all local shards
+are there, unchanged by their size and time; it does not hash their content again (`check.py` does).
 """
 
 import hashlib
@@ -11,30 +12,38 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.cache import ShardCache
 from pipeline.data.files import atomic_file
+from pipeline.data.remote import checked_place, is_remote
 from pipeline.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
-VERSION = 1
+SKIPPED_NAME = "skipped.jsonl"  # beside it: what was left out, one line a record
+INDEX_SUFFIX = ".index.npz"
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: its file name, its size in bytes, its records, and its hash when known."""
+    """One shard, as its manifest and its index know it."""
 
-    name: str
+    name: str  # its path below the place of the shards
     bytes: int
     records: int
-    sha256: str | None = None
+    sha256: str | None = None  # where it was hashed
+    mtime_ns: int | None = None  # of a shard that somebody else made: when it was last changed
 
 
 @dataclass(frozen=True)
 class Manifest:
     """All shards of a split, in order, and what was left out of them, by reason."""
 
-    folder: Path
+    folder: Path  # of the manifest and the indexes; of no use where `home` is set
     shards: tuple[ShardEntry, ...]
     skipped: Mapping[str, int] = field(default_factory=dict)
+    at: str | None = None  # folder or URL where the shards lie; None: beside the manifest
+    home: str | None = None  # URL of the manifest's own folder where that is remote
+    cache: ShardCache = field(default_factory=ShardCache, compare=False)
 
     @property
     def records(self) -> int:
@@ -57,9 +66,51 @@ class Manifest:
         listing = [[s.name, s.bytes, s.records, s.sha256] for s in self.shards]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
+    @property
+    def place(self) -> str:
+        """Where the manifest lies, for messages."""
+        return self.home or str(self.folder)
+
+    def where(self, shard: int) -> str:
+        """Return the path or URL at which a shard lies, for messages."""
+        name = self.shards[shard].name
+        remote = self._remote
+        return f"{remote}/{name}" if remote else str(self.folder / (self.at or "") / name)
+
     def path(self, shard: int) -> Path:
-        """Return the path of a shard by its number."""
-        return self.folder / self.shards[shard].name
+        """Return the local path of a shard by its number; a remote one is fetched whole.
+
+        Raises:
+            DataError: it cannot be fetched (see `ShardCache.fetch`, also for how long it stays).
+        """
+        if self._remote is None:
+            return Path(self.where(shard))
+        entry = self.shards[shard]
+        return self.cache.fetch(self.where(shard), size=entry.bytes, sha256=entry.sha256)
+
+    def index_where(self, shard: int) -> str:
+        """Return the path or URL at which a shard's index lies, for messages."""
+        name = index_path(Path(self.shards[shard].name))
+        return f"{self.home}/{name}" if self.home else str(self.folder / name)
+
+    def index_path(self, shard: int) -> Path:
+        """Return the local path of a shard's index; a remote one is fetched, raises as `path`."""
+        if self.home is None:
+            return Path(self.index_where(shard))
+        entry = self.shards[shard]
+        version = f"{entry.bytes} {entry.records} {entry.sha256}"
+        return self.cache.fetch(self.index_where(shard), version=version)
+
+    @property
+    def _remote(self) -> str | None:
+        """The URL at which the shards lie, None where they are local."""
+        place = self.at or self.home
+        return place if place is not None and is_remote(place) else None
+
+
+def index_path(shard: Path) -> Path:
+    """Return the name of a shard's index: `x.tar` -> `x.index.npz`."""
+    return shard.with_suffix(INDEX_SUFFIX)
 
 
 def save_manifest(manifest: Manifest) -> None:
@@ -67,6 +118,7 @@ def save_manifest(manifest: Manifest) -> None:
     content = {
         "version": VERSION,
         "records": manifest.records,
+        **({} if manifest.at is None else {"shards_at": manifest.at}),
         "shards": [asdict(shard) for shard in manifest.shards],
         "skipped": dict(sorted(manifest.skipped.items())),
     }
@@ -74,39 +126,66 @@ def save_manifest(manifest: Manifest) -> None:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a split and check that its shards are there.
+def load_manifest(place: str | Path, cache: ShardCache | None = None) -> Manifest:
+    """Read the manifest of a split and check that its shards are there, where they are local.
 
     Args:
-        folder: the split's folder.
+        place: the split's folder, a path or a URL.
+        cache: through which remote files are read; None for one in the user's cache folder.
 
     Raises:
-        DataError: there is no manifest, or an unreadable one, or one of another version; a shard
-            is missing or has another size.
+        ConfigError: a URL that is not allowed (see `remote.checked_place`).
+        DataError: there is no manifest, or an unreadable one, or one of another version; a local
+            shard is missing, has another size, or was changed since it was indexed.
     """
-    path = Path(folder) / MANIFEST_NAME
-    content = _read(path)
-    try:
-        shards = tuple(ShardEntry(**_checked(shard)) for shard in content["shards"])
-        manifest = Manifest(path.parent, shards, {k: int(v) for k, v in content["skipped"].items()})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: not a manifest ({error}); prepare the shards again") from error
-    for shard in manifest.shards:
-        _check_file(manifest.folder / shard.name, shard)
+    manifest = read_manifest(place, cache)
+    for number, shard in enumerate(manifest.shards):
+        if not is_remote(manifest.where(number)):
+            check_file(manifest.path(number), shard)
     return manifest
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_manifest(place: str | Path, cache: ShardCache | None = None) -> Manifest:
+    """Read the manifest of a split as it stands, without a look at the shards.
+
+    Raises:
+        ConfigError: as `load_manifest`.
+        DataError: there is no manifest, or an unreadable one, or one of another version.
+    """
+    cache = cache or ShardCache()
+    place = checked_place(str(place), cache.schemes)
+    home = place if is_remote(place) else None
+    path = f"{place}/{MANIFEST_NAME}"
+    content = _read(path, None if home is None else cache.read(path))
     try:
-        content = json.loads(path.read_bytes())
+        shards = tuple(ShardEntry(**_checked(shard)) for shard in content["shards"])
+        skipped = {reason: int(count) for reason, count in content["skipped"].items()}
+        at = content.get("shards_at")
+        at = None if at is None else checked_place(at, cache.schemes)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: not a manifest ({error}); prepare the shards again") from error
+    if home is not None and at is not None and not is_remote(at):
+        raise DataError(
+            f"{path}: is remote, but its shards_at={at!r} is a local path; "
+            "copy the manifest and its indexes here"
+        )
+    return Manifest(Path(place), shards, skipped, at, home, cache)
+
+
+def _read(path: str, fetched: bytes | None) -> dict[str, Any]:
+    """The manifest's content; from the file at `path` where it was not fetched."""
+    try:
+        content = json.loads(Path(path).read_bytes() if fetched is None else fetched)
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: no such file, so these shards are missing or unfinished; "
             "run stages/prepare.py, or set data.shards to the folder above the splits"
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); mend its rights") from error
+    except ValueError as error:
         cause = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be read ({cause}); prepare the shards again") from error
+        raise DataError(f"{path}: not JSON ({cause}); prepare the shards again") from error
     version = content.get("version") if isinstance(content, dict) else None
     if not isinstance(content, dict) or version != VERSION:
         raise DataError(
@@ -119,21 +198,32 @@ def _read(path: Path) -> dict[str, Any]:
 def _checked(shard: dict[str, Any]) -> dict[str, Any]:
     """Refuse names that lead out of the folder: a manifest may come from somebody else."""
     name = shard["name"]
-    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".tar"):
+    inside = isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not inside or not name.endswith(".tar"):
         raise ValueError(f"bad shard name {name!r}")
     return shard
 
 
-def _check_file(path: Path, shard: ShardEntry) -> None:
+def check_file(path: Path, shard: ShardEntry) -> None:
+    """Refuse a shard that is not there, or whose size or time is not the manifest's.
+
+    Raises:
+        DataError: with the path, what was expected and what is there.
+    """
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except OSError as error:
         raise DataError(
             f"{path}: the manifest lists this shard, but it is not there ({error.strerror}); "
             "copy it again, or prepare the shards again"
         ) from error
-    if size != shard.bytes:
+    if found.st_size != shard.bytes:
         raise DataError(
-            f"{path}: {size} bytes, but the manifest says {shard.bytes}; "
+            f"{path}: {found.st_size} bytes, but the manifest says {shard.bytes}; "
             "copy the shard again, or prepare the shards again"
+        )
+    if shard.mtime_ns is not None and found.st_mtime_ns != shard.mtime_ns:
+        raise DataError(
+            f"{path}: was changed (or copied) after it was indexed; "
+            "run stages/prepare.py again, which indexes what has changed"
         )

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.lru import LRU
+from pipeline.data.mixture import Mixture
 
 Ints = NDArray[np.int64]
 
-# First words of the random streams: SeedSequence ignores trailing zeros, so streams of different
-# purpose must differ in a leading word, and all have the same length.
-_SHARD_STREAM = 1
+# First word of the random stream: SeedSequence ignores trailing zeros, so streams of different
+# purpose (`mixture.py` has the others) must differ in it, and all have the same length.
 _WINDOW_STREAM = 2
 
 
@@ -26,7 +26,8 @@ class Plan:
 
     Permuted shards (anew each epoch) are concatenated virtually and cut into `lanes` equal ranges;
     each lane is shuffled in windows; step k takes the next global_batch/lanes records of every
-    lane. Every record comes exactly once an epoch, and only the last batch may be short.
+    lane. Every record comes exactly once an epoch (in a mixture: as often as the weight of its set
+    says, see `mixture.py`), and only the last batch may be short.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Plan:
         lanes: int = 64,
         window: int = 1024,
         sequential: bool = False,
+        sets: Sequence[tuple[int, float]] = (),
     ) -> None:
         """Describe the order; nothing is computed per record.
 
@@ -49,25 +51,25 @@ class Plan:
                 divisor of both is used instead.
             window: records that are shuffled together within a lane.
             sequential: read in order without shuffling (evaluation); lanes and window are unused.
+            sets: (number of shards, weight) of each set of a mixture, in the order of
+                `shard_sizes`; empty for one set that is read once an epoch.
 
         Raises:
-            ValueError: a size is negative, or a count is not positive.
+            ValueError: a size is negative, a count or weight is not positive, or the shards of the
+                sets do not add up.
         """
         if min(global_batch, lanes, window) < 1:
             raise ValueError(f"{global_batch=}, {lanes=} and {window=} must be at least 1")
-        self._sizes: Ints = np.asarray(shard_sizes, dtype=np.int64).reshape(-1)
-        if seed < 0 or bool((self._sizes < 0).any()):
-            raise ValueError(f"{seed=} and all shard sizes must be at least 0")
+        self._row = Mixture(shard_sizes, sets, seed=seed, shuffled=not sequential)
         self._seed = seed
         self._window = window
         self._sequential = sequential
         self.global_batch = global_batch
         self.lanes = 1 if sequential else math.gcd(lanes, global_batch)
-        self.records = int(self._sizes.sum())
+        self.records = self._row.records
         self.steps_per_epoch = -(-self.records // global_batch)
         # A step touches one window of every lane, or two at a window's edge.
         self._windows: LRU[tuple[int, int, int], Ints] = LRU(2 * self.lanes)
-        self._shards: LRU[int, tuple[Ints, Ints]] = LRU(2)
 
     def step(self, epoch: int, k: int) -> Ints:
         """Return the records of one step.
@@ -88,10 +90,14 @@ class Plan:
         if self._sequential:
             first = k * self.global_batch
             last = min(first + self.global_batch, self.records)
-            return self._locate(0, np.arange(first, last, dtype=np.int64))
+            return self._row.locate(0, np.arange(first, last, dtype=np.int64))
         take = self.global_batch // self.lanes
         parts = [self._lane(epoch, lane, k * take, take) for lane in range(self.lanes)]
-        return self._locate(epoch, np.concatenate(parts))
+        return self._row.locate(epoch, np.concatenate(parts))
+
+    def records_by_set(self, items: Ints) -> list[int]:
+        """How many of a step's items (n, 2) belong to each set of the mixture."""
+        return self._row.records_by_set(items)
 
     def _lane(self, epoch: int, lane: int, first: int, count: int) -> Ints:
         """Virtual positions of `count` items of a lane (fewer at its end), from its `first`."""
@@ -113,25 +119,6 @@ class Plan:
             return np.random.default_rng(words).permutation(size).astype(np.int64)
 
         return self._windows.get((epoch, lane, number), draw)
-
-    def _shard_order(self, epoch: int) -> tuple[Ints, Ints]:
-        """The epoch's shard permutation and the running total of its sizes, both (shards,)."""
-
-        def draw() -> tuple[Ints, Ints]:
-            order = np.arange(len(self._sizes), dtype=np.int64)
-            if not self._sequential:
-                words = [self._seed, _SHARD_STREAM, epoch, 0, 0]
-                order = np.random.default_rng(words).permutation(order)
-            return order, np.cumsum(self._sizes[order])
-
-        return self._shards.get(epoch, draw)
-
-    def _locate(self, epoch: int, positions: Ints) -> Ints:
-        """Virtual positions (n,) to (n, 2) of (shard, record in shard)."""
-        order, ends = self._shard_order(epoch)
-        slot = np.searchsorted(ends, positions, side="right")
-        shards = order[slot]
-        return np.stack([shards, positions - (ends[slot] - self._sizes[shards])], axis=1)
 
 
 def items_in_order(plan: Plan) -> list[tuple[int, int]]:

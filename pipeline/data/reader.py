@@ -1,14 +1,15 @@
 """The bytes of any record of a split, read by offset from its shard.
 
-A reader opens files and indexes when they are needed and keeps a bounded number of them. It may be
-pickled or inherited by a forked process (`pread` shares no file position), but one reader must not
-be used by two threads at once. Nothing is ever unpickled from a shard.
+A reader opens files and indexes when they are needed and keeps a bounded number of them; those of a
+remote split are fetched before (`cache.py`), several at a time. It may be pickled or inherited by
+a forked process (`pread` shares no file position), but one reader must not be used by two threads
+at once. Nothing is ever unpickled from a shard.
 """
 
 import json
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,25 +18,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.images import ContentFault, decode_image
-from pipeline.data.index import ShardIndex, captions_of, index_path, load_index
+from pipeline.data.faults import ContentFault
+from pipeline.data.files import patiently
+from pipeline.data.images import decode_image
+from pipeline.data.index import ShardIndex, captions_of, load_index
+from pipeline.data.joined import Shards
 from pipeline.data.lru import LRU
-from pipeline.data.manifest import Manifest
 from pipeline.errors import DataError
-
-__all__ = ["ContentFault", "RawRecord", "ShardReader", "decode_image"]
 
 T = TypeVar("T")
 
-_TRIES = 3
 # A step touches every lane's shard, and two where a lane passes into the next one; the default of
 # 64 lanes fits twice.
 _OPEN_SHARDS = 128
+_FETCHES = 8  # at a time: one connection seldom fills the line
 
 
 @dataclass(frozen=True)
 class RawRecord:
-    """One record as stored: the image file's bytes, and the JSON member with its "captions"."""
+    """One record as stored: the image file's bytes, and the JSON member with its "captions".
+
+    A text member becomes data["captions"] where the JSON has none, or there is no JSON.
+    """
 
     key: str
     image: bytes
@@ -48,7 +52,7 @@ class ShardReader:
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: Shards,
         *,
         max_pixels: int,
         retry_wait: float = 0.5,
@@ -57,7 +61,7 @@ class ShardReader:
         """Open nothing yet.
 
         Args:
-            manifest: of the split.
+            manifest: of the split, or several joined.
             max_pixels: larger images are a `ContentFault` when decoded.
             retry_wait: seconds before the second try of a failed read, doubled for the third.
             open_shards: most files, and most indexes, kept open at a time.
@@ -99,13 +103,19 @@ class ShardReader:
             The record; its data["captions"] is a non-empty list of texts.
 
         Raises:
-            ContentFault: "bad JSON" or "no captions"; the reader can go on with another record.
+            ContentFault: "bad JSON", "invalid UTF-8" or "no captions"; the reader can go on with
+                another record.
             DataError: the shard or its index cannot be read.
         """
         index = self._index(shard)
         name, key = self.manifest.shards[shard].name, index.key(record)
-        text = self._pread(shard, int(index.json_offset[record]), int(index.json_size[record]))
-        data = _parse(text, name, key)
+        try:
+            data = _data(
+                self._member(shard, index.json_offset[record], index.json_size[record]),
+                self._member(shard, index.txt_offset[record], index.txt_size[record]),
+            )
+        except ContentFault as fault:
+            raise ContentFault(fault.reason, name, key, fault.detail) from fault
         image = self._pread(shard, int(index.image_offset[record]), int(index.image_size[record]))
         return RawRecord(key=key, image=image, data=data, shard=name)
 
@@ -126,11 +136,21 @@ class ShardReader:
 
     def text_bytes(self, items: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return the bytes of all captions of each record, (n,), for items (n, 2) of a plan."""
+        shards = map(int, np.unique(items[:, 0]))
+        _together(self.manifest.index_path, [s for s in shards if s not in self._indexes])
         result = np.zeros(len(items), dtype=np.int64)
         for shard in np.unique(items[:, 0]):
             here = items[:, 0] == shard
             result[here] = self._index(int(shard)).text_bytes[items[here, 1]]
         return result
+
+    def fetch(self, shards: Iterable[int]) -> None:
+        """Bring remote shards here that are not open yet; they are fetched when read otherwise.
+
+        Raises:
+            DataError: one cannot be fetched.
+        """
+        _together(self.manifest.path, [shard for shard in shards if shard not in self._files])
 
     def keys(self, items: NDArray[np.integer]) -> list[str]:
         """Return the key of each record, for items (n, 2) of a plan."""
@@ -145,12 +165,18 @@ class ShardReader:
                     raise error.__cause__ from None
                 raise
 
-        path = index_path(self.manifest.path(shard))
-        return self._indexes.get(shard, lambda: self._patiently(path, load))
+        where = self.manifest.index_where(shard)
+        return self._indexes.get(shard, lambda: self._patiently(where, load))
 
     def _open(self, shard: int) -> int:
-        path = self.manifest.path(shard)
-        return self._files.get(shard, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        def open_() -> int:
+            return os.open(self.manifest.path(shard), os.O_RDONLY | os.O_CLOEXEC)
+
+        return self._files.get(shard, open_)
+
+    def _member(self, shard: int, offset: np.int64, size: np.int64) -> bytes | None:
+        """Read a member that a record may lack."""
+        return None if offset < 0 else self._pread(shard, int(offset), int(size))
 
     def _pread(self, shard: int, offset: int, size: int) -> bytes:
         """Read bytes of a shard."""
@@ -162,22 +188,20 @@ class ShardReader:
                 self._files.discard(shard)  # a stale handle stays stale
                 raise
 
-        return self._patiently(self.manifest.path(shard), read)
+        return self._patiently(self.manifest.where(shard), read)
 
-    def _patiently(self, path: Path, action: Callable[[], T]) -> T:
-        """Do something with a file; network file systems fail now and then, so try again first."""
-        cause = ""
-        for attempt in range(_TRIES):
-            if attempt:
-                time.sleep(self._retry_wait * 2 ** (attempt - 1))
-            try:
-                return action()
-            except OSError as error:
-                cause = error.strerror or str(error)
-        raise DataError(
-            f"{path}: cannot be read after {_TRIES} tries ({cause}); "
-            "check the file system, or copy the shard again"
-        )
+    def _patiently(self, where: str, action: Callable[[], T]) -> T:
+        return patiently(where, action, wait=self._retry_wait)
+
+
+def _together(fetch: Callable[[int], Path], shards: list[int]) -> None:
+    """Call `fetch`, which waits for the network, for all shards; local paths cost next to nothing.
+
+    An error of one call is raised when all have ended.
+    """
+    if len(shards) > 1:
+        with ThreadPoolExecutor(_FETCHES) as pool:
+            list(pool.map(fetch, shards))
 
 
 def _read_fully(descriptor: int, offset: int, size: int) -> bytes:
@@ -192,15 +216,24 @@ def _read_fully(descriptor: int, offset: int, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _parse(text: bytes, shard: str, key: str) -> dict[str, Any]:
-    """The JSON member of a record, its captions in one form."""
+def _data(json_member: bytes | None, text_member: bytes | None) -> dict[str, Any]:
+    """What a record says besides its image, its captions in one form."""
+    data: Any = {}
     try:
-        data = json.loads(text)
+        if json_member is not None:
+            data = json.loads(json_member)
+        text = "" if text_member is None else text_member.decode()
+    except UnicodeDecodeError as error:
+        raise ContentFault("invalid UTF-8", detail=str(error)) from error
     except (ValueError, RecursionError) as error:
-        raise ContentFault("bad JSON", shard, key, " ".join(str(error).split())) from error
+        raise ContentFault("bad JSON", detail=" ".join(str(error).split())) from error
     if not isinstance(data, dict):
-        raise ContentFault("bad JSON", shard, key, "not an object")
-    captions = captions_of(data)
+        raise ContentFault("bad JSON", detail="not an object")
+    captions = captions_of(data) or captions_of({"caption": text})
     if not captions:
-        raise ContentFault("no captions", shard, key)
+        raise ContentFault("no captions")
+    try:
+        "".join(captions).encode()
+    except UnicodeEncodeError as error:  # JSON can spell it, no tokenizer takes it
+        raise ContentFault("invalid UTF-8", detail="half a surrogate pair") from error
     return {**data, "captions": captions}

@@ -2,25 +2,31 @@
 
 The same records, seed and shard size give the same bytes, with any number of workers and after any
 number of restarts. Two writers must not work on one folder at the same time. Images are stored as
-they come, undecoded; a record without a readable file or without captions is skipped and counted.
+they come, undecoded; a record without a readable file or without captions is skipped, counted and
+listed in `skipped.jsonl`.
 """
 
 import hashlib
 import json
-import multiprocessing
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.files import atomic_file, make_folder, sha256_of
-from pipeline.data.images import ContentFault
-from pipeline.data.index import build_index, captions_of, index_path, read_index, save_index
-from pipeline.data.manifest import MANIFEST_NAME, Manifest, ShardEntry, save_manifest
+from pipeline.data.faults import ContentFault, from_note, tally, to_note, write_faults
+from pipeline.data.files import LASTING, atomic_file, make_folder, sha256_of
+from pipeline.data.index import captions_of, read_index, save_index
+from pipeline.data.manifest import (
+    MANIFEST_NAME,
+    SKIPPED_NAME,
+    Manifest,
+    ShardEntry,
+    index_path,
+    save_manifest,
+)
+from pipeline.data.parallel import run_all
+from pipeline.data.scan import build_index
 from pipeline.data.sources.record import SourceRecord
 from pipeline.errors import DataError
 
@@ -35,6 +41,14 @@ class _Task:
     records: tuple[SourceRecord, ...]
 
 
+@dataclass(frozen=True)
+class _Written:
+    """A finished shard, and the records that are not in it."""
+
+    entry: ShardEntry
+    faults: list[ContentFault]
+
+
 def write_split(
     records: Sequence[SourceRecord],
     folder: Path,
@@ -43,7 +57,7 @@ def write_split(
     records_per_shard: int,
     workers: int,
     progress: Callable[[int], None] | None = None,
-) -> tuple[Manifest, Counter[str]]:
+) -> tuple[Manifest, list[ContentFault]]:
     """Shuffle the records and write them as shards; what is already there is not written again.
 
     A finished shard is kept when its hash is right and its records have the same keys and texts.
@@ -58,7 +72,7 @@ def write_split(
         progress: called with the number of records that are done since the last call.
 
     Returns:
-        The manifest, and the skipped records by reason.
+        The manifest, and the skipped records, in the order of the shards.
 
     Raises:
         DataError: keys are not unique or not usable, a file cannot be written, a worker died.
@@ -75,39 +89,17 @@ def write_split(
         )
         for number, first in enumerate(range(0, len(order), records_per_shard))
     ]
-    done: dict[Path, tuple[ShardEntry, Counter[str]]] = {}
-    for task, result in _run(tasks, workers):
-        done[task.path] = result
+    done: dict[int, _Written] = {}
+    for number, written in run_all(_finish_shard, tasks, workers):
+        done[number] = written
         if progress is not None:
-            progress(len(task.records))
-    skipped: Counter[str] = Counter()
-    for task in tasks:
-        skipped.update(done[task.path][1])
-    manifest = Manifest(folder, tuple(done[task.path][0] for task in tasks), dict(skipped))
+            progress(len(tasks[number].records))
+    shards = [done[number] for number in range(len(tasks))]
+    faults = [fault for shard in shards for fault in shard.faults]
+    write_faults(folder / SKIPPED_NAME, faults)
+    manifest = Manifest(folder, tuple(shard.entry for shard in shards), tally(faults))
     save_manifest(manifest)
-    return manifest, skipped
-
-
-def index_folder(folder: Path) -> Manifest:
-    """Index the tars that somebody else wrote into `folder`, and give them a manifest.
-
-    Raises:
-        DataError: there are no tars, or there is a manifest already, or a tar cannot be read.
-    """
-    tars = sorted(folder.glob("*.tar"))
-    if not tars or (folder / MANIFEST_NAME).exists():
-        found = "a manifest already" if tars else "no *.tar"
-        raise DataError(f"{folder}: there is {found}; name a folder of shards without manifest")
-    entries = []
-    skipped: Counter[str] = Counter()
-    for tar in tars:
-        index, missing = build_index(tar)
-        save_index(index, index_path(tar))
-        entries.append(ShardEntry(tar.name, tar.stat().st_size, len(index)))
-        skipped.update(missing)
-    manifest = Manifest(folder, tuple(entries), dict(skipped))
-    save_manifest(manifest)
-    return manifest
+    return manifest, faults
 
 
 def _check_keys(records: Sequence[SourceRecord]) -> None:
@@ -125,59 +117,32 @@ def _check_keys(records: Sequence[SourceRecord]) -> None:
         seen.add(record.key)
 
 
-def _run(
-    tasks: Sequence[_Task], workers: int
-) -> Iterator[tuple[_Task, tuple[ShardEntry, Counter[str]]]]:
-    """Yield every task with its result as it is done, in any order."""
-    if workers == 0 or len(tasks) < 2:
-        for task in tasks:
-            yield task, _finish_shard(task)
-        return
-    # Spawned, not forked: the caller may hold threads or a GPU already.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
-        running = {pool.submit(_finish_shard, task): task for task in tasks}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                f"workers={workers}: a writing process died (out of memory?); "
-                "run again with fewer workers, what is finished is kept"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _finish_shard(task: _Task) -> tuple[ShardEntry, Counter[str]]:
+def _finish_shard(task: _Task) -> _Written:
     """Return the shard of a task, written now if it is not there yet."""
     inputs = _inputs_hash(task.records)
     finished = _finished(task.path, inputs)
     if finished is not None:
         return finished
-    skipped = _write_tar(task)
+    faults = _write_tar(task)
     index, missing = build_index(task.path)
-    skipped.update(missing)
+    faults += missing
     entry = ShardEntry(task.path.name, task.path.stat().st_size, len(index), sha256_of(task.path))
-    note = json.dumps(dict(sorted(skipped.items())))
     # The index comes last: a shard counts as finished only when it has one.
-    digest = entry.sha256 or ""
-    save_index(index, index_path(task.path), sha256=digest, inputs=inputs, skipped=note)
-    return entry, skipped
+    save_index(index, index_path(task.path), entry, inputs=inputs, faults=to_note(faults))
+    return _Written(entry, faults)
 
 
-def _finished(path: Path, inputs: str) -> tuple[ShardEntry, Counter[str]] | None:
+def _finished(path: Path, inputs: str) -> _Written | None:
     """The entry of a shard that an earlier run finished from the same records, else None."""
     if not path.is_file() or not index_path(path).is_file():
         return None
     try:
-        index, note = read_index(index_path(path))
+        _, entry, notes = read_index(index_path(path))
     except DataError:
         return None
-    if note.get("inputs") != inputs or note.get("sha256") != sha256_of(path):
+    if notes.get("inputs") != inputs or entry.sha256 != sha256_of(path):
         return None
-    entry = ShardEntry(path.name, path.stat().st_size, len(index), note["sha256"])
-    return entry, Counter(json.loads(note["skipped"]))
+    return _Written(entry, from_note(notes["faults"]))
 
 
 def _content(record: SourceRecord) -> bytes:
@@ -189,17 +154,18 @@ def _content(record: SourceRecord) -> bytes:
 def _inputs_hash(records: Sequence[SourceRecord]) -> str:
     digest = hashlib.sha256()
     for record in records:
-        digest.update(f"{record.key}\n".encode() + _content(record) + b"\n")
+        digest.update(f"{record.key}\n{record.fault or ''}\n".encode(errors="replace"))
+        digest.update(_content(record) + b"\n")
     return digest.hexdigest()
 
 
-def _write_tar(task: _Task) -> Counter[str]:
-    """Write the tar of a task; return what was skipped, by reason."""
+def _write_tar(task: _Task) -> list[ContentFault]:
+    """Write the tar of a task; return what was skipped."""
     # Imported here because webdataset brings torch along, which readers of this module's other
     # functions need not wait for.
     from webdataset.writer import TarWriter
 
-    skipped: Counter[str] = Counter()
+    faults = []
     # Fixed owner, mode and time: the same records must give the same bytes.
     fixed = {"user": "", "group": "", "mode": 0o644, "mtime": 0.0}
     with atomic_file(task.path) as file, TarWriter(file, encoder=False, **fixed) as tar:
@@ -207,19 +173,21 @@ def _write_tar(task: _Task) -> Counter[str]:
             try:
                 image, extension = _image(record)
             except ContentFault as fault:
-                skipped[fault.reason] += 1
+                faults.append(ContentFault(fault.reason, key=record.key, detail=fault.detail))
                 continue
             tar.write({"__key__": record.key, extension: image, "json": _content(record)})
-    return skipped
+    return faults
 
 
 def _image(record: SourceRecord) -> tuple[bytes, str]:
     """The record's image and its extension; a ContentFault where the record is of no use."""
+    if record.fault is not None:
+        raise record.fault
     if not captions_of({"captions": list(record.captions)}):
-        raise ContentFault("no captions", key=record.key)
+        raise ContentFault("no captions")
     try:
         return record.image()
     except FileNotFoundError as error:
-        raise ContentFault("missing image", key=record.key) from error
-    except OSError as error:
-        raise ContentFault("unreadable image", key=record.key, detail=str(error)) from error
+        raise ContentFault("missing image", detail=str(error.filename or "")) from error
+    except LASTING as error:
+        raise ContentFault("unreadable image", detail=str(error)) from error

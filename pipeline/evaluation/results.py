@@ -63,9 +63,7 @@ def write_results(
     truth = references.captions()
     scored = {key: text for key, text in predictions.items() if key in truth}
     if not scored:
-        raise DataError(
-            f"no record of {split.manifest.folder} could be captioned; check its images"
-        )
+        raise DataError(f"no record of {split.place} could be captioned; check its images")
     folder = output_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     _write_predictions(folder / "predictions.jsonl", split, items, scored)

@@ -52,7 +52,7 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     chosen = settings.ds_config
     loaded = {} if chosen is None else read_ds_config("evaluate", chosen)
     partitioned = zero_stage(loaded) == 3
-    log.info("evaluate      %s on %s (%d records)", export, settings.split, split.manifest.records)
+    log.info("evaluate      %s on %s (%d records)", export, settings.split, split.records)
     began = time.perf_counter()
     built = build_caption_model(
         config,

@@ -1,7 +1,10 @@
-"""Tiny image files and records that the tests of the data side share."""
+"""Tiny image files, tars and records that the tests of the data side share."""
 
 import io
+import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
@@ -20,9 +23,21 @@ def encode(image: Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
+def make_tar(path: Path, members: Iterable[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
+    """Write a tar of (name, or a whole header) and content, as other tools do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if info.isreg():
+                info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
 @dataclass(frozen=True)
 class PlainImage:
-    """A picklable image callable; `fault` is a file that is not there."""
+    """A picklable image callable; `missing` is a file that is not there."""
 
     number: int
     missing: bool = False

@@ -1,5 +1,6 @@
 """Batches: padding, targets, image rows, and dummies that weigh nothing."""
 
+import open_clip
 import torch
 
 from pipeline.data.collate import (
@@ -65,6 +66,14 @@ def test_pairs_know_their_record_and_their_text() -> None:
     assert batch.identity[0, 1] == batch.identity[2, 1] != batch.identity[1, 1]
     assert collate([]).identity.tolist() == [[-1, -1]]
     assert 0 <= text_id("x") < 2**63
+
+
+def test_texts_that_the_clip_tokenizer_cuts_are_counted() -> None:
+    collate = ContrastiveCollator(open_clip.get_tokenizer("ViT-B-32"), (3, 2, 2))
+    fits = "dog " * 75  # with start and end 77 tokens, as many as there is room for
+    for texts, cut in (([fits], 0), ([fits + "dog"], 1), (["a", "dog " * 74, "cat " * 300], 1)):
+        assert collate([sample("1", *texts)]).cut == cut
+    assert collate([]).cut == 0
 
 
 def test_only_images_and_features_change_their_dtype() -> None:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from pipeline.data.collate import LanguageCollator
-from pipeline.data.features import CachedFeatures, encode_shards
-from pipeline.data.images import ContentFault
+from pipeline.data.faults import ContentFault
+from pipeline.data.features import CachedFeatures, encode_shards, feature_files
 from pipeline.data.loader import DecodedImages, Share, StepDataset, draw, iterate, read_all
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.plan import Plan
@@ -157,7 +157,7 @@ def test_features_are_computed_once_and_read_back(manifest: Manifest, tmp_path: 
         )
     assert sum(seen) == RECORDS - 2
     assert encode_shards(reader, images, encode, tmp_path, rank=0, ranks=1, width=5, workers=0) == 0
-    cached = CachedFeatures(tmp_path)
+    cached = CachedFeatures(feature_files(tmp_path, len(manifest.shards)))
     faults = 0
     for shard, size in enumerate(manifest.sizes):
         for record in range(size):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipeline.data.images import ContentFault, decode_image
+from pipeline.data.faults import ContentFault
+from pipeline.data.images import decode_image
 from pipeline.data.reader import ShardReader
 from pipeline.data.shards import write_split
 from pipeline.errors import DataError

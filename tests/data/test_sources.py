@@ -2,7 +2,9 @@
 
 import json
 import re
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -220,10 +222,28 @@ def test_files_that_are_no_images_are_counted(flickr, tmp_path):
     (tmp_path / "images/a.jpg").write_bytes(b"<html>")
     (tmp_path / "images/gone.jpg").write_bytes(encode(Image.new("RGB", (4, 4)), "PNG"))
     manifest = prepare(flickr, report=lambda _: None)["train"]
-    assert manifest.skipped == {"neither JPEG nor PNG": 1} and manifest.records == 1
+    assert manifest.skipped == {"not an image": 1} and manifest.records == 1
     (tmp_path / "images/b.jpg").write_bytes(b"<html>")
     with pytest.raises(DataError, match="none of 1 records"):
         prepare(replace(flickr, out=str(tmp_path / "second")), report=lambda _: None)
+
+
+def test_images_on_a_failing_disk_are_tried_again_and_then_fatal(flickr, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    real, failures = Path.read_bytes, []
+
+    def flaky(path):
+        if path.name == "a.jpg" and len(failures) < limit:
+            failures.append(path)
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", flaky)
+    limit = 2
+    assert prepare(flickr, report=lambda _: None)["train"].records == 1
+    limit = 99
+    with pytest.raises(DataError, match=r"a.jpg: cannot be read after 3 tries \(Input/output"):
+        prepare(replace(flickr, out=f"{flickr.out}2"), report=lambda _: None)
 
 
 @pytest.mark.parametrize(

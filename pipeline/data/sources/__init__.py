@@ -10,22 +10,31 @@ from collections.abc import Callable, Sequence
 from pipeline.config import PrepareConfig
 from pipeline.data.sources.coco import load_coco
 from pipeline.data.sources.flickr8k import load_flickr8k
+from pipeline.data.sources.folder import load_folder
 from pipeline.data.sources.record import SourceRecord
 from pipeline.data.sources.scenes import load_scenes
 from pipeline.errors import ConfigError
 
-__all__ = ["SourceRecord", "load_source", "source_names"]
+__all__ = ["WEBDATASET", "SourceRecord", "load_source", "source_names"]
+
+WEBDATASET = "webdataset"
+"""The source without raw data: its shards are there already, `foreign.py` indexes them."""
 
 Loader = Callable[[PrepareConfig], dict[str, Sequence[SourceRecord]]]
 
 
 def _loaders() -> dict[str, Loader]:
-    return {"coco": load_coco, "flickr8k": load_flickr8k, "scenes": load_scenes}
+    return {
+        "coco": load_coco,
+        "flickr8k": load_flickr8k,
+        "folder": load_folder,
+        "scenes": load_scenes,
+    }
 
 
 def source_names() -> list[str]:
     """Return the names that `source` may have."""
-    return sorted(_loaders())
+    return sorted([*_loaders(), WEBDATASET])
 
 
 def load_source(cfg: PrepareConfig) -> dict[str, Sequence[SourceRecord]]:

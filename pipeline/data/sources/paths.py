@@ -1,6 +1,7 @@
 """Checks of the paths that a source is given, and reading of its JSON files."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from pipeline.errors import ConfigError, DataError
 def need_file(key: str, value: str, what: str) -> Path:
     """Return the path of a file that must exist; `what` says what it should be."""
     path = Path(value).expanduser()
-    if not value or not path.is_file():
-        reason = "is not set" if not value else "no such file"
+    reason = _unusable(value, "file", exists=os.path.isfile(path), rights=os.access(path, os.R_OK))
+    if reason:
         raise ConfigError(f"{key}={value!r}: {reason}; set {key} to {what}")
     return path
 
@@ -20,17 +21,27 @@ def need_file(key: str, value: str, what: str) -> Path:
 def need_folder(key: str, value: str, what: str) -> Path:
     """Return the path of a folder that must exist; `what` says what it should be."""
     path = Path(value).expanduser()
-    if not value or not path.is_dir():
-        reason = "is not set" if not value else "no such folder"
+    rights = os.access(path, os.R_OK | os.X_OK)
+    reason = _unusable(value, "folder", exists=os.path.isdir(path), rights=rights)
+    if reason:
         raise ConfigError(f"{key}={value!r}: {reason}; set {key} to {what}")
     return path
+
+
+def _unusable(value: str, kind: str, *, exists: bool, rights: bool) -> str:
+    """Why a path cannot be used, "" where it can."""
+    if not value:
+        return "is not set"
+    if not exists:
+        return f"no such {kind}"
+    return "" if rights else f"you may not read this {kind}"
 
 
 def need_some(key: str, value: str, paths: Iterable[Path]) -> None:
     """Refuse a folder that holds none of the images: one missing image is a skip, all a mistake."""
     first: Path | None = None
     for path in paths:
-        if path.is_file():
+        if os.path.isfile(path):
             return
         first = first or path
     if first is not None:

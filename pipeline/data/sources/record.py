@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.images import ContentFault
+from pipeline.data.faults import ContentFault
+from pipeline.data.files import LASTING, patiently
+from pipeline.data.images import image_extension
 
 ImageBytes = tuple[bytes, str]
-"""The bytes of an image file, and its extension ("jpg" or "png")."""
+"""The bytes of an image file, and the extension that fits them."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class SourceRecord:
 
     Attributes: key: unique in its split, no dots or slashes; image: reads or draws the image when
     called; captions: raw texts, possibly none; image_id: the data set's own; extra: more fields of
-    the record's JSON.
+    the record's JSON; fault: what the source itself found wrong, so that the record is skipped.
     """
 
     key: str
@@ -29,6 +31,7 @@ class SourceRecord:
     captions: tuple[str, ...]
     image_id: int | str
     extra: dict[str, Any] = field(default_factory=dict)
+    fault: ContentFault | None = None
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,18 @@ class FileImage:
     path: Path
 
     def __call__(self) -> ImageBytes:
-        """Return the file's bytes; raises OSError, or ContentFault for other formats."""
-        data = self.path.read_bytes()
-        if data.startswith(b"\xff\xd8\xff"):
-            return data, "jpg"
-        if data.startswith(b"\x89PNG\r\n\x1a\n"):
-            return data, "png"
-        raise ContentFault("neither JPEG nor PNG", key=self.path.name)
+        """Return the file's bytes.
+
+        Raises:
+            FileNotFoundError, PermissionError and the like: it cannot be read, now or later.
+            DataError: the file system failed several times.
+            ContentFault: it is in none of the formats that `images.py` decodes.
+        """
+        data = patiently(self.path, self.path.read_bytes, lasting=LASTING)
+        extension = image_extension(data)
+        if extension is None:
+            raise ContentFault("not an image", detail=f"{self.path.name} starts {data[:8]!r}")
+        return data, extension
 
 
 def make_key(text: str) -> str:
