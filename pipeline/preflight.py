@@ -16,13 +16,12 @@ from pipeline.captioning import end_ids
 from pipeline.checkpoint import ExportTensors
 from pipeline.config import PHASES, Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.data.manifest import MANIFEST_NAME
-from pipeline.data.remote import is_remote
 from pipeline.dist import World, from_main
 from pipeline.engine import check_precision, resolve_precision
 from pipeline.errors import CheckpointError, ConfigError, DataError, UserError
 from pipeline.evaluation.captions import check_metrics
 from pipeline.explain.budget import disk_free, disk_needed, existing, phase_disk
-from pipeline.explain.data import outlook
+from pipeline.explain.data import training_outlook
 from pipeline.explain.parts import sketch_language_model
 from pipeline.explain.phase import export_size, plan_phase
 from pipeline.explain.text import size
@@ -88,11 +87,10 @@ def _splits(config: Config, world: World, until: str) -> None:
         # Where an export is scored, nothing is trained.
         named = {**({} if config.evaluate.export else named), **scored}
     for key, name in named.items():
-        if key == "data.train_split" and config.data.mix:
-            split = open_training(config)
-        else:
-            _check_split_name(config, key, name)
-            split = open_split(config, name)
+        trains = key == "data.train_split"
+        if not (trains and config.data.mix):
+            _check_name(config, key, name)
+        split = open_training(config) if trains else open_split(config, name)
         if split.records == 0:
             raise DataError(
                 f"{key}={name}: {split.place} holds no records; prepare it with some, or name "
@@ -100,13 +98,11 @@ def _splits(config: Config, world: World, until: str) -> None:
             )
 
 
-def _check_split_name(config: Config, key: str, name: str) -> None:
-    """Names the splits that a local folder has, where the wanted one is not among them."""
-    if not config.data.shards or is_remote(config.data.shards):
-        return
+def _check_name(config: Config, key: str, name: str) -> None:
+    """Where other splits are there, this one is a mistake; remote ones are not listed."""
     folder = Path(config.data.shards)
     there = sorted(each.parent.name for each in folder.glob(f"*/{MANIFEST_NAME}"))
-    if there and name not in there:
+    if config.data.shards and there and name not in there:
         raise DataError(f"{key}={name}: {folder} has no such split; there are {', '.join(there)}")
 
 
@@ -114,12 +110,12 @@ def _batches(config: Config, world: World, until: str) -> None:
     """A global batch is never more than there is: an epoch would be one short step."""
     if until == "evaluate" and config.evaluate.export:
         return
-    split = open_training(config)
+    records = open_training(config).records
     for name, phase in _enabled(config):
         if 0 < split.records < phase.global_batch:
             raise ConfigError(
-                f"{name}.global_batch={phase.global_batch}: {split.place} holds {split.records} "
-                f"records, so no batch would be full; set it to {split.records} or less"
+                f"{name}.global_batch={phase.global_batch}: the training split holds {records} "
+                f"records, so no batch would be full; set it to {records} or less"
             )
 
 
@@ -198,7 +194,7 @@ def _disk(config: Config, world: World, until: str) -> None:
     if until not in PHASES or config.encoder.arch.startswith(HUB):
         return
     precision = resolve_precision(config.precision, world.device)
-    train = outlook(config, config.data.train_split)
+    train = training_outlook(config)
     plans = [
         plan_phase(config, name, train, precision=precision, ranks=world.size, activations=False)
         for name in [*phases_before(config, until), until]

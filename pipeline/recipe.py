@@ -90,13 +90,13 @@ def validate(config: Config) -> None:
     _check_fields(config, prefix="")
     if config.name != Path(config.name).name:
         raise ConfigError(f"name={config.name!r} must be one folder name; set runs= for its place")
-    _check_mix(config)
     for key, value in (
         ("plan_ranks", config.plan_ranks),
         ("evaluate.records", config.evaluate.records),
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{key}={value} must be 1 or more; leave it null for no limit")
+    _check_mix(config)
     if config.llm.lora.dropout >= 1:
         raise ConfigError(f"llm.lora.dropout={config.llm.lora.dropout} must be in [0, 1)")
     for name, phase in phase_configs(config):

@@ -12,11 +12,11 @@ from pipeline.config import Config, PrepareConfig
 from pipeline.data.index import load_index
 from pipeline.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from pipeline.data.remote import is_remote
-from pipeline.data.sources import SourceRecord, load_source
+from pipeline.data.sources import WEBDATASET, SourceRecord, load_source
 from pipeline.data.sources.record import FileImage
 from pipeline.errors import DataError, UserError
 from pipeline.explain.text import UNKNOWN, count, plural, section, size
-from pipeline.splits import open_split, open_training
+from pipeline.splits import Split, open_split, open_training
 
 _SAMPLED = 200  # image files whose size stands for all
 _DRAWN = 20  # images drawn for the same purpose
@@ -39,6 +39,16 @@ class Outlook:
         return self.captions if self.captions is not None else _ASSUMED_CAPTIONS
 
 
+def training_outlook(config: Config) -> Outlook:
+    """What the phases train on, or will; never raises for what is missing."""
+    if not config.data.mix:
+        return outlook(config, config.data.train_split)
+    try:
+        return _seen(open_training(config))
+    except UserError as error:
+        return Outlook(None, None, None, str(error), False)
+
+
 def outlook(config: Config, name: str) -> Outlook:
     """What a split holds or will hold; never raises for what is missing.
 
@@ -46,23 +56,26 @@ def outlook(config: Config, name: str) -> Outlook:
     """
     mixed = bool(config.data.mix) and name == config.data.train_split
     try:
-        split = open_training(config) if mixed else open_split(config, name)
+        return _seen(open_split(config, name))
     except UserError as error:
         planned = None if mixed else _planned(config, name)
         if planned is not None and config.make_missing:
             return planned
         folder = Path(config.data.shards) / name
-        missing = config.data.shards and not is_remote(config.data.shards) and not mixed
-        missing = missing and not (folder / MANIFEST_NAME).is_file()
+        missing = config.data.shards and not (folder / MANIFEST_NAME).is_file()
+        missing = missing and not is_remote(config.data.shards)
         detail = f"not there: {folder}" if missing else str(error)
         if planned is not None and planned.records:
             return replace(planned, detail=f"{detail} ({plural(planned.records, 'record')})")
         return Outlook(None, None, None, detail, False)
-    total = sum(each.bytes for each in split.manifests)
-    sets = f" of {plural(len(split.manifests), 'set')}" if mixed else ""
-    text = f"{plural(split.records, 'record')} in {plural(split.shards, 'shard')}{sets}"
-    captions = _mean_captions(split.manifests)
-    return Outlook(split.records, split.shards, captions, f"{text}, {size(total)}", True)
+
+
+def _seen(split: Split) -> Outlook:
+    total = size(sum(each.bytes for each in split.manifests))
+    text = f"{plural(split.records, 'record')} in {plural(split.shards, 'shard')}, {total}"
+    if split.names:
+        text += f", mixed of {', '.join(split.names)}"
+    return Outlook(split.records, split.shards, _mean_captions(split.manifests[0]), text, True)
 
 
 def describe_preparation(entries: Sequence[PrepareConfig]) -> str:
@@ -79,6 +92,9 @@ def _describe(entry: PrepareConfig) -> str:
         ("processes", str(entry.workers) if entry.workers else "none beside this one"),
         ("records a shard", count(entry.records_per_shard)),
     ]
+    if entry.source == WEBDATASET:
+        line = f"indexes the shards of {entry.shards or UNKNOWN}, which stay where they are"
+        return section(f"Data set '{entry.source}'", [*rows[:2], (entry.split, line)])
     try:
         splits = load_source(entry)
     except UserError as error:
@@ -139,7 +155,8 @@ def _expected_bytes(records: Sequence[SourceRecord]) -> float | None:
 def _planned(config: Config, name: str) -> Outlook | None:
     """The split as the recipe's `prepare` section would write it; None where it does not."""
     for entry in config.prepare.values():
-        if not config.data.shards or Path(entry.out) != Path(config.data.shards):
+        elsewhere = not config.data.shards or Path(entry.out) != Path(config.data.shards)
+        if elsewhere or entry.source == WEBDATASET:
             continue
         try:
             records = load_source(entry).get(name)

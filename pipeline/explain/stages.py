@@ -5,15 +5,17 @@ that is what a plan is there to say.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.config import Config
+from pipeline.data.settings import check_prepared
 from pipeline.dist import World
 from pipeline.engine import resolve_precision
+from pipeline.errors import UserError
 from pipeline.evaluation.results import output_folder
 from pipeline.explain.course import PhasePlan
-from pipeline.explain.data import Outlook, outlook
+from pipeline.explain.data import Outlook, outlook, training_outlook
 from pipeline.explain.parts import with_sketches
 from pipeline.explain.phase import (
     export_size,
@@ -36,7 +38,7 @@ _NOMINAL = 10**6
 
 def explain_phase(config: Config, world: World, name: str) -> str:
     """What `stages/<name>.py` would do."""
-    train = outlook(config, config.data.train_split)
+    train = training_outlook(config)
     config = _effective(config, train)
     precision = resolve_precision(config.precision, world.device)
     with with_sketches(config) as sketched:
@@ -55,7 +57,7 @@ def explain_phase(config: Config, world: World, name: str) -> str:
 
 def explain_evaluate(config: Config, world: World) -> str:
     """What `stages/evaluate.py` would do."""
-    train = outlook(config, config.data.train_split)
+    train = training_outlook(config)
     config = _effective(config, train)
     precision = resolve_precision(config.precision, world.device)
     with with_sketches(config) as sketched:
@@ -81,7 +83,7 @@ def explain_pretrain(config: Config, world: World) -> str:
         line = "pretrain.out is empty: this recipe brings its own weights and makes none"
         return _joined([*parts, line, resolved_recipe(config)])
     for folder, name, recipe in recipes_of_pretraining(config):
-        train = outlook(recipe, recipe.data.train_split)
+        train = training_outlook(recipe)
         there = (Path(out) / folder).is_dir()
         state = "there already, left alone" if there else "would be made"
         parts.append(section(str(Path(out) / folder), [(state, train.detail)]))
@@ -195,11 +197,22 @@ def _unmade(config: Config) -> set[str]:
 def _not_ready(config: Config, unmade: set[str], world: World, until: str) -> str:
     """What the stage would refuse, every fault once; empty where there is none."""
     faults = problems(config, world, until=until, unmade=unmade)
-    found = list(dict.fromkeys(str(each) for each in faults))
+    found = list(dict.fromkeys([*_prepared_otherwise(config), *(str(each) for each in faults)]))
     if not found:
         return ""
     rows = [(f"{number}.", text) for number, text in enumerate(found, start=1)]
     return section("To be mended before the first step", rows)
+
+
+def _prepared_otherwise(config: Config) -> Iterator[str]:
+    """Shards that are there, but of other settings than the recipe would make them with."""
+    if not config.make_missing or shards_missing(config):
+        return
+    for entry in config.prepare.values():
+        try:
+            check_prepared(entry)
+        except UserError as error:
+            yield str(error)
 
 
 def _evaluation(config: Config, world: World, plans: Sequence[PhasePlan]) -> list[tuple[str, str]]:
