@@ -245,9 +245,8 @@ class PrepareConfig(RemoteConfig):
     image_column: str = ""  # folder: "" = found by its usual names (image, file_name, path, ...)
     caption_column: str = ""  # folder: "" = found by its usual names (caption, text, ...)
     split_column: str = ""  # folder: "" = the column `split`, where there is one
-    shards: str = (
-        path()
-    )  # webdataset: a folder of tars, or a pattern: [s3://b]/d/{00000..00331}.tar
+    # webdataset: a folder of tars, or a pattern: [s3://b]/d/{00000..00331}.tar
+    shards: str = path()
     hash: bool = False  # webdataset: also compute SHA-256 of each shard, which reads all of it
     # flickr8k: folder with Flickr_8k.{train,dev,test}Images.txt
     # coco with annotations: folder with karpathy_{val,test}_images.txt
