@@ -112,7 +112,7 @@ def _batches(config: Config, world: World, until: str) -> None:
         return
     records = open_training(config).records
     for name, phase in _enabled(config):
-        if 0 < split.records < phase.global_batch:
+        if 0 < records < phase.global_batch:
             raise ConfigError(
                 f"{name}.global_batch={phase.global_batch}: the training split holds {records} "
                 f"records, so no batch would be full; set it to {records} or less"

@@ -50,15 +50,11 @@ def training_outlook(config: Config) -> Outlook:
 
 
 def outlook(config: Config, name: str) -> Outlook:
-    """What a split holds or will hold; never raises for what is missing.
-
-    name: a split of `data.shards`; the training split stands for the mixture where there is one.
-    """
-    mixed = bool(config.data.mix) and name == config.data.train_split
+    """What split `name` of `data.shards` holds or will hold; never raises for what is missing."""
     try:
         return _seen(open_split(config, name))
     except UserError as error:
-        planned = None if mixed else _planned(config, name)
+        planned = _planned(config, name)
         if planned is not None and config.make_missing:
             return planned
         folder = Path(config.data.shards) / name
@@ -171,13 +167,12 @@ def _planned(config: Config, name: str) -> Outlook | None:
     return None
 
 
-def _mean_captions(manifests: Sequence[Manifest]) -> float | None:
+def _mean_captions(manifest: Manifest) -> float | None:
     """Of the first shard that has records, as its index counts them."""
-    for manifest in manifests:
-        number = next((i for i, shard in enumerate(manifest.shards) if shard.records), None)
-        if number is not None:
-            try:
-                return float(load_index(manifest, number).captions.mean())
-            except DataError:
-                return None
-    return None
+    number = next((i for i, shard in enumerate(manifest.shards) if shard.records), None)
+    if number is None:
+        return None
+    try:
+        return float(load_index(manifest, number).captions.mean())
+    except DataError:
+        return None
