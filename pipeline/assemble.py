@@ -13,7 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.checkpoint import ExportTensors, content_hash, fingerprint_of, tensor_hash
+from pipeline.checkpoint import (
+    ExportTensors,
+    content_hash,
+    fingerprint_of,
+    read_export,
+    tensor_hash,
+)
 from pipeline.config import Config
 from pipeline.data.features import CachedFeatures, encode_shards, feature_files
 from pipeline.data.loader import DecodedImages
@@ -22,7 +28,7 @@ from pipeline.errors import CheckpointError
 from pipeline.models.encoder import ImageEncoder, Transform, load_image_encoder
 from pipeline.models.families import family
 from pipeline.models.llm import load_tokenizer
-from pipeline.models.lora import is_adapter, stable_name
+from pipeline.models.lora import check_settings, is_adapter, stable_name
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import Placement
 from pipeline.splits import NO_IMAGES, Images, Split, decoded
@@ -82,6 +88,12 @@ def build_caption_model(
     overlay(model.st, start, "st.", placement)
     overlay(model.llm, start, "llm.", placement)
     return CaptionModel(model, tokenizer, images, plain)
+
+
+def check_adapters(config: Config, export: Path) -> None:
+    """Raises CheckpointError where an export holds other adapters than the recipe's LLM has."""
+    details = read_export(export) or {}
+    check_settings(details.get("lora"), config.llm.lora, export)
 
 
 def overlay(

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline import checkpoint as ckpt
-from pipeline.assemble import overlay, overlay_clip
+from pipeline.assemble import check_adapters, overlay, overlay_clip
 from pipeline.checkpoint import ExportTensors, Progress
 from pipeline.config import Config, ExportConfig
 from pipeline.data.files import sha256_of
@@ -74,6 +74,7 @@ def convert(config: Config, source: Path, out: Path) -> str:
 
     `out` appears by rename, complete or not at all.
     """
+    check_adapters(config, source)
     tensors = ExportTensors(source)
     st = {name.removeprefix("st."): tensors[name] for name in tensors if name.startswith("st.")}
     adapted = any(name.startswith("encoder.") for name in tensors)

@@ -12,8 +12,7 @@ from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.prepare import prepare
 from pipeline.data.remote import is_remote
 from pipeline.data.settings import check_prepared
-from pipeline.dist import World, from_main
-from pipeline.errors import DataError, UserError
+from pipeline.dist import World, on_main
 from pipeline.phases import phases_before
 from pipeline.preflight import check, check_scores
 from pipeline.pretrain import pretrain
@@ -27,20 +26,16 @@ def make_shards(config: Config, world: World) -> None:
 
     Shards that are there, but of other settings than the recipe's, are a DataError.
     """
-    failure: str | None = None
-    if world.is_main:
+
+    def make() -> None:
         missing = shards_missing(config)
-        try:
-            for entry in config.prepare.values():
-                if missing:
-                    prepare(entry, report=log.info)
-                else:
-                    check_prepared(entry)
-        except UserError as error:
-            failure = str(error)
-    failure = from_main(failure, world)
-    if failure:
-        raise DataError(failure)
+        for entry in config.prepare.values():
+            if missing:
+                prepare(entry, report=log.info)
+            else:
+                check_prepared(entry)
+
+    on_main(make, world)
 
 
 def ensure(config: Config, world: World, *, until: str) -> bool:

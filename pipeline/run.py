@@ -14,13 +14,12 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline import checkpoint as ckpt
-from pipeline.assemble import recipe_identity
+from pipeline.assemble import check_adapters, recipe_identity
 from pipeline.callbacks.settle import exported
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig
-from pipeline.dist import World, from_main, wait_for_all
+from pipeline.dist import World, from_main, on_main, wait_for_all
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.models.lora import check_settings
 from pipeline.phases import as_baseline, predecessor, segments
 from pipeline.recipe import save_recipe
 from pipeline.segment import SegmentRun
@@ -169,20 +168,15 @@ def start_of(config: Config, name: str, world: World, *, remember: bool = True) 
     phase: PhaseConfig = getattr(config, name)
     if phase.init_from is not None:
         start = Path(phase.init_from)
-        _check_adapters(config, start, world)
+        on_main(lambda: check_adapters(config, start), world)
         return start
     before = predecessor(config, name)
     if before is None:
         return None
     wording = (f"{name} starts from", f"{name}.init_from")
     start = finished_export(config, before, world, wording=wording, remember=remember)
-    _check_adapters(config, start, world)
+    on_main(lambda: check_adapters(config, start), world)
     return start
-
-
-def _check_adapters(config: Config, start: Path, world: World) -> None:
-    found = from_main(ckpt.read_export(start), world)
-    check_settings(None if found is None else found.get("lora"), config.llm.lora, start)
 
 
 def what_lies_in(folder: Path, fingerprint: str, config: Config, ranks: int) -> tuple[bool, bool]:

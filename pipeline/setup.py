@@ -16,7 +16,7 @@ from pipeline.assemble import build_caption_model, overlay_clip
 from pipeline.averages import Blend, Interpolation, as_trained
 from pipeline.callbacks.probes import CaptionProbe, References, RetrievalProbe
 from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig, STAlignConfig
-from pipeline.data.loader import StepDataset, batches
+from pipeline.data.loader import Pass, StepDataset
 from pipeline.data.plan import Plan, items_in_order
 from pipeline.dist import World
 from pipeline.ds_config import read_ds_config
@@ -98,7 +98,7 @@ def _contrastive(
     pairs = pair_dataset(config, val, val_plan, clip, share, captions="all")
     probe = RetrievalProbe(
         engine,
-        pairs=partial(batches, pairs, workers=config.data.workers),
+        pairs=Pass(pairs, config.data.workers),
         references=References(val.reader, items_in_order(val_plan)),
         sample_images=phase.sample_images,
         dtype=dtype,
@@ -165,8 +165,8 @@ def _language(
         engine,
         built.model,
         built.tokenizer,
-        rows=partial(batches, rows, workers=config.data.workers),
-        prompts=partial(batches, dataset("val", shown_plan, "none"), workers=0),
+        rows=Pass(rows, config.data.workers),
+        prompts=Pass(dataset("val", shown_plan, "none"), workers=0),
         references=References(val.reader, items_in_order(shown_plan) if shown else []),
         caption_records=captioned,
         sample_images=phase.sample_images,

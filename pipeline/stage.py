@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, UserError
 from pipeline.recipe import load_recipe
 
+_WELL = 0
 _USER_ERROR = 2
 _BUG = 1
 # Long enough for the launcher to end the other ranks once rank 0 has left with an error.
@@ -49,6 +50,10 @@ def run_stage(
         configure_logging(speaks=world.is_main)
         body(config, world)
         dist.stop()
+        if world.size > 1:
+            # With communication threads about, Python's own way out was seen to abort (exit code
+            # -6) after all work was done; there is nothing left to do but to flush.
+            _leave(_WELL)
     except UserError as error:
         leave_with_user_error(error, rank)
     except Exception:  # noqa: BLE001 - the way out for our own bugs, with their traceback

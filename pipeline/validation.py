@@ -5,6 +5,7 @@ batches of which every rank has equally many.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,9 +13,17 @@ import torch
 from torch import Tensor
 
 from pipeline.data.collate import Batch, ContrastiveBatch, LanguageBatch, to_device
-from pipeline.dist import World, gather_rows, sum_over_ranks
+from pipeline.dist import World, gather_json, gather_rows, sum_over_ranks
 
 Forward = Callable[[Any], Any]
+
+
+def skipped_over_ranks(faults: Counter[str], world: World) -> Counter[str]:
+    """Records that all ranks together could not use, by reason; every rank calls it."""
+    total: Counter[str] = Counter()
+    for each in gather_json(dict(faults), world):
+        total.update(each)
+    return total
 
 
 @torch.no_grad()

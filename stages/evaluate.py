@@ -24,6 +24,9 @@ def main(config: Config, world: World) -> None:
     if world.is_main:
         flat = {"loss": result["loss"], **result["scores"], **(result["retrieval"] or {})}
         print("  ".join(f"{name} {value:.4f}" for name, value in flat.items()))
+        if result["skipped"]:
+            counts = ", ".join(f"{n} {reason}" for reason, n in sorted(result["skipped"].items()))
+            print(f"records skipped: {counts}")
         print(f"predictions, metrics and a sheet of samples: {output_folder(config)}")
 
 

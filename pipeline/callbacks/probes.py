@@ -4,7 +4,7 @@
 called on every rank with the engine in eval mode.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,17 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.callbacks.samples import Example, sheet
 from pipeline.captioning import caption_batches
 from pipeline.config import EvaluateConfig
-from pipeline.data.collate import Batch
 from pipeline.data.faults import ContentFault
+from pipeline.data.loader import Pass
 from pipeline.data.reader import ShardReader
 from pipeline.dist import World, gather_json
 from pipeline.engine import Engine
 from pipeline.evaluation.captions import quick_cider
 from pipeline.evaluation.retrieval import recall_at_k
 from pipeline.models.multimodal import MultimodalLM
-from pipeline.validation import language_metrics, retrieval_features
-
-Batches = Callable[[], Iterator[Batch]]
+from pipeline.validation import language_metrics, retrieval_features, skipped_over_ranks
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,8 @@ class CaptionProbe:
         model: MultimodalLM,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        rows: Batches,
-        prompts: Batches,
+        rows: Pass,
+        prompts: Pass,
         references: References,
         caption_records: int,
         sample_images: int,
@@ -91,6 +89,7 @@ class CaptionProbe:
     def measure(self) -> dict[str, float]:
         """loss, perplexity and, where the recipe asks for captions, CIDEr of greedy captions."""
         metrics = language_metrics(self._engine, self._rows(), self._world, self._dtype)
+        metrics |= _skipped(self._rows, self._world)
         if not self._references.items:
             return metrics
         local = caption_batches(
@@ -123,7 +122,7 @@ class RetrievalProbe:
         self,
         engine: Engine,
         *,
-        pairs: Batches,
+        pairs: Pass,
         references: References,
         sample_images: int,
         dtype: torch.dtype,
@@ -143,7 +142,7 @@ class RetrievalProbe:
             owner = int(text_image[index])
             which = int((text_image[:index] == owner).sum())
             self._nearest.append((int(records[row]), int(records[owner]), which))
-        return recall_at_k(image, text, text_image)
+        return recall_at_k(image, text, text_image) | _skipped(self._pairs, world)
 
     def show(self) -> Image.Image | None:
         """The samples, on rank 0."""
@@ -162,3 +161,9 @@ class RetrievalProbe:
                 Example(image, texts[min(which, len(texts) - 1)], raw.data["captions"][0])
             )
         return sheet(examples)
+
+
+def _skipped(reading: Pass, world: World) -> dict[str, float]:
+    """How many records a validation could not use, as a metric where there are any."""
+    total = skipped_over_ranks(reading.faults, world).total()
+    return {"records_skipped": float(total)} if total else {}

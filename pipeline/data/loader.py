@@ -144,10 +144,23 @@ def iterate(dataset: StepDataset, start: int, stop: int, *, workers: int) -> Ite
     yield from loader
 
 
-def batches(dataset: StepDataset, *, workers: int) -> Iterator[Batch]:
-    """The micro-batches of one pass over the whole plan."""
-    for loaded in read_all(dataset, workers=workers):
-        yield from loaded.batches
+@dataclass
+class Pass:
+    """A data set that is read whole, as often as it is called; knows what its last reading skipped.
+
+    Every rank gets equally many micro-batches.
+    """
+
+    dataset: StepDataset
+    workers: int
+    faults: Counter[str] = field(default_factory=Counter)  # of this rank, by reason
+
+    def __call__(self) -> Iterator[Batch]:
+        """The micro-batches of the whole plan."""
+        self.faults.clear()
+        for loaded in read_all(self.dataset, workers=self.workers):
+            self.faults.update(loaded.faults)
+            yield from loaded.batches
 
 
 def read_all(dataset: StepDataset, *, workers: int) -> Iterator[RankStep]:

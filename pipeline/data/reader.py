@@ -111,12 +111,13 @@ class ShardReader:
         name, key = self.manifest.shards[shard].name, index.key(record)
         try:
             data = _data(
-                self._member(shard, index.json_offset[record], index.json_size[record]),
-                self._member(shard, index.txt_offset[record], index.txt_size[record]),
+                self._member(shard, key, index.json_offset[record], index.json_size[record]),
+                self._member(shard, key, index.txt_offset[record], index.txt_size[record]),
             )
         except ContentFault as fault:
             raise ContentFault(fault.reason, name, key, fault.detail) from fault
-        image = self._pread(shard, int(index.image_offset[record]), int(index.image_size[record]))
+        place = int(index.image_offset[record]), int(index.image_size[record])
+        image = self._pread(shard, key, *place)
         return RawRecord(key=key, image=image, data=data, shard=name)
 
     def image(self, raw: RawRecord, *, draft_size: int | None = None) -> Image.Image:
@@ -174,12 +175,12 @@ class ShardReader:
 
         return self._files.get(shard, open_)
 
-    def _member(self, shard: int, offset: np.int64, size: np.int64) -> bytes | None:
+    def _member(self, shard: int, key: str, offset: np.int64, size: np.int64) -> bytes | None:
         """Read a member that a record may lack."""
-        return None if offset < 0 else self._pread(shard, int(offset), int(size))
+        return None if offset < 0 else self._pread(shard, key, int(offset), int(size))
 
-    def _pread(self, shard: int, offset: int, size: int) -> bytes:
-        """Read bytes of a shard."""
+    def _pread(self, shard: int, key: str, offset: int, size: int) -> bytes:
+        """Read bytes of a shard; `key` names the record that needs them."""
 
         def read() -> bytes:
             try:
@@ -188,7 +189,7 @@ class ShardReader:
                 self._files.discard(shard)  # a stale handle stays stale
                 raise
 
-        return self._patiently(self.manifest.where(shard), read)
+        return self._patiently(f"{self.manifest.where(shard)}: record {key}", read)
 
     def _patiently(self, where: str, action: Callable[[], T]) -> T:
         return patiently(where, action, wait=self._retry_wait)

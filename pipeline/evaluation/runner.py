@@ -6,6 +6,7 @@ Loads the export without DeepSpeed, so that generation is not slowed by gatherin
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ from typing import Any
 import torch
 
 from pipeline import checkpoint as ckpt
-from pipeline.assemble import CaptionModel, build_caption_model, overlay_clip
+from pipeline.assemble import (
+    CaptionModel,
+    build_caption_model,
+    check_adapters,
+    overlay_clip,
+)
 from pipeline.captioning import caption_batches
 from pipeline.config import PHASES, Config
 from pipeline.data.collate import Batch
-from pipeline.data.loader import StepDataset, batches, read_all
+from pipeline.data.loader import Pass, StepDataset, read_all
 from pipeline.data.plan import Plan
 from pipeline.dist import World, from_main, gather_json, on_main
 from pipeline.ds_config import read_ds_config, zero_stage
@@ -32,7 +38,7 @@ from pipeline.models.official import STOP
 from pipeline.objectives import ContrastiveTask, LanguageTask
 from pipeline.run import export_folder, finished_export
 from pipeline.splits import Split, caption_dataset, open_split, pair_dataset, share_of
-from pipeline.validation import language_metrics, retrieval_features
+from pipeline.validation import language_metrics, retrieval_features, skipped_over_ranks
 
 log = logging.getLogger("pipeline")
 
@@ -69,14 +75,14 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
         forward = task.to(world.device)
     plan = split.in_order(settings.batch * world.size, settings.records)
     rows = _dataset(config, built, split, plan, world, "all")
-    batched = batches(rows, workers=config.data.workers)
-    loss = language_metrics(forward, batched, world, dtype)["loss"]
+    batches = Pass(rows, config.data.workers)()
+    loss = language_metrics(forward, batches, world, dtype)["loss"]
     prompts = _dataset(config, built, split, plan, world, "none")
-    predictions = _captions(config, built, prompts, dtype, world, synced=partitioned)
+    predictions, skipped = _captions(config, built, prompts, dtype, world, synced=partitioned)
     recall = _retrieval(config, split, export, dtype, world)
     result: dict[str, Any] = {}
     if world.is_main:
-        measured = {"export": str(export), "loss": loss, "retrieval": recall}
+        measured = {"export": str(export), "loss": loss, "retrieval": recall, "skipped": skipped}
         result = write_results(config, split, plan, predictions, measured)
         log.info("evaluate      took %.0f s", time.perf_counter() - began)
     return dict(from_main(result, world))
@@ -102,6 +108,7 @@ def _named_export(config: Config) -> Path:
     """The export of `evaluate.export`; whether its tensors fit, loading them tells."""
     export = find_export(Path(config.evaluate.export or ""), "evaluate.export")
     ckpt.check_has_st(export)
+    check_adapters(config, export)
     details = ckpt.read_export(export) or {}
     if details.get("phase") == ckpt.IMPORTED and config.evaluate.stop is None:
         raise ConfigError(
@@ -133,12 +140,15 @@ def _captions(
     world: World,
     *,
     synced: bool,
-) -> dict[str, str]:
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Record key -> caption, and what could not be captioned by reason, over all ranks."""
+    faults: Counter[str] = Counter()
     steps = prompts.plan.steps_per_epoch
     began = time.perf_counter()
 
     def watched() -> Iterator[Batch]:
         for done, loaded in enumerate(read_all(prompts, workers=config.data.workers), start=1):
+            faults.update(loaded.faults)
             yield from loaded.batches
             left = (time.perf_counter() - began) / done * (steps - done)
             log.info("evaluate      captions %d/%d  eta %.0f s", done, steps, left)
@@ -152,7 +162,8 @@ def _captions(
         dtype=dtype,
         synced=synced,
     )
-    return {key: text for each in gather_json(local, world) for key, text in each.items()}
+    captions = {key: text for each in gather_json(local, world) for key, text in each.items()}
+    return captions, dict(skipped_over_ranks(faults, world))
 
 
 def _retrieval(
@@ -173,6 +184,6 @@ def _retrieval(
     plan = split.in_order(config.evaluate.batch * world.size, config.evaluate.records)
     share = share_of(world, config.evaluate.batch)
     pairs = pair_dataset(config, split, plan, clip, share, captions="all")
-    loaded = batches(pairs, workers=config.data.workers)
+    loaded = Pass(pairs, config.data.workers)()
     image, text, text_image, _ = retrieval_features(task, loaded, world, dtype)
     return recall_at_k(image, text, text_image)

@@ -2,7 +2,8 @@
 
     deepspeed --num_gpus 2 tests/dist/phases_program.py PLAN.json
 
-PLAN.json is a list of [phase, [recipe arguments ...]]; `prepare` and `pretrain` are phases too.
+PLAN.json is a list of [phase, [recipe arguments ...]]; `prepare`, `pretrain` and `evaluate` are
+phases too.
 """
 
 import json
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 from pipeline import dist
+from pipeline.evaluation.runner import evaluate
 from pipeline.prerequisites import make_shards
 from pipeline.pretrain import pretrain
 from pipeline.recipe import load_recipe
@@ -28,6 +30,8 @@ def main() -> None:
             make_shards(config, world)
         elif phase == "pretrain":
             pretrain(config, world)
+        elif phase == "evaluate":
+            evaluate(config, world)
         else:
             run_phase(config, phase, world)
     dist.stop()

@@ -16,7 +16,7 @@ from pipeline.checkpoint import ExportTensors, read_export
 from pipeline.config import PHASES, Config
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.data.loader import batches
+from pipeline.data.loader import Pass
 from pipeline.models.encoder import load_clip
 from pipeline.models.lora import is_adapter, merge
 from pipeline.models.placement import Placement
@@ -180,7 +180,7 @@ def test_the_last_validation_measures_the_export(runs: Path) -> None:
     told = summary(runs / "whole", "llm_tune")
     assert told["exported"] == "the average over steps (ema=0.5)"
     for _ in range(2):
-        found = language_metrics(task, batches(dataset, workers=0), WORLD, torch.float32)
+        found = language_metrics(task, Pass(dataset, workers=0)(), WORLD, torch.float32)
         assert found["loss"] == pytest.approx(told["validation"]["end"]["loss"], rel=1e-5)
         merge(built.model)
     assert not any(is_adapter(name) for name, _ in built.model.named_parameters())
