@@ -390,7 +390,7 @@ def test_an_index_of_an_older_shard_is_not_used(tmp_path: Path) -> None:
 def test_what_the_disk_refuses_is_tried_again_and_then_fatal(tmp_path: Path) -> None:
     manifest, _ = index(tmp_path, [("b.jpg", jpeg()), ("b.txt", b"text")])
     os.truncate(manifest.path(0), 1000)  # after the manifest was checked
-    with pytest.raises(DataError, match=r"0.tar: cannot be read after 3 tries \(.* too early\)"):
+    with pytest.raises(DataError, match=r"0.tar: record good: cannot be read after 3 tries \(.* too early\)"):
         load(manifest)
 
 
@@ -458,7 +458,7 @@ def test_shards_that_may_not_be_read_are_one_line(open_folder: Path) -> None:
     assert as_nobody(lambda: load(load_manifest(manifest.folder))) == "done"
     manifest.path(0).chmod(0)
     said = as_nobody(lambda: load(load_manifest(manifest.folder)))
-    assert said.startswith("UserError") and "0.tar: cannot be read" in said
+    assert said.startswith("UserError") and "0.tar: record good: cannot be read" in said
     assert "Permission denied" in said
     manifest.folder.chmod(0)
     said = as_nobody(lambda: load_manifest(manifest.folder))
