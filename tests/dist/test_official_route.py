@@ -11,6 +11,7 @@ from pipeline.checkpoint import ExportTensors
 from pipeline.recipe import load_recipe
 from pipeline.splits import open_split
 from tests.dist.launch import launch, succeeded
+from tests.tiny import TIGHT_ZERO3
 from tests.untrained import write_untrained
 
 pytestmark = pytest.mark.dist
@@ -71,3 +72,40 @@ def test_a_checkpoint_of_other_sizes_is_refused_in_one_line(folder: Path) -> Non
     assert "Traceback" not in done.stderr
     (line,) = [each for each in done.stderr.splitlines() if each.startswith("error: ")]
     assert line.endswith("set st.kind=mlp st.prefix_length=4")
+
+
+@pytest.fixture(scope="module")
+def scored(folder: Path) -> Path:
+    """The import scored on two ranks: without DeepSpeed, under each ZeRO stage, in tight ZeRO-3."""
+    tight = folder / "tight.json"
+    tight.write_text(json.dumps(TIGHT_ZERO3))
+    stages = {"none": "null", "1": "zero1", "2": "zero2", "3": "zero3", "tight": str(tight)}
+    asked = [f"recipe={folder / 'tiny.yaml'}", f"evaluate.export={folder / 'imported'}"]
+    asked += ["evaluate.stop=.", "evaluate.metrics=[quick_cider]", "evaluate.max_new_tokens=24"]
+    asked += ["evaluate.batch=1"]  # a call for each image, so that ranks end at different tokens
+    plan = [
+        ("evaluate", [*asked, f"name=under-{name}", f"evaluate.ds_config={value}"])
+        for name, value in stages.items()
+    ]
+    path = folder / "plan.json"
+    path.write_text(json.dumps(plan))
+    succeeded(launch("tests/dist/phases_program.py", [str(path)], ranks=2))
+    return folder / "runs"
+
+
+@pytest.mark.parametrize("stage", ["1", "2", "3", "tight"])
+def test_scores_are_the_same_under_every_zero_stage_and_without_deepspeed(
+    scored: Path, stage: str
+) -> None:
+    folders = [scored / f"under-{name}" / "evaluate" / "test" for name in ("none", stage)]
+    alone, under = ((each / "predictions.jsonl").read_text().splitlines() for each in folders)
+    assert alone == under
+    metrics = [json.loads((each / "metrics.json").read_text()) for each in folders]
+    assert metrics[0]["scores"] == metrics[1]["scores"]
+    assert metrics[1]["loss"] == pytest.approx(metrics[0]["loss"], rel=1e-6)
+
+
+def test_some_of_these_captions_end_early_and_some_do_not(scored: Path) -> None:
+    lines = (scored / "under-none" / "evaluate" / "test" / "predictions.jsonl").read_text()
+    ended = [json.loads(line)["caption"].endswith(".") for line in lines.splitlines()]
+    assert any(ended) and not all(ended)
