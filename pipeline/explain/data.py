@@ -96,7 +96,11 @@ def _describe(entry: PrepareConfig) -> str:
     except UserError as error:
         return section(f"Data set '{entry.source}'", [*rows, ("not possible", str(error))])
     for split, records in splits.items():
-        rows.append((split, _split(entry, Path(entry.out).expanduser() / split, records)))
+        folder = Path(entry.out).expanduser() / split
+        usable = _usable(records)
+        line = _split(entry, folder, usable)
+        refused = len(records) - len(usable)
+        rows.append((split, f"{line}; {count(refused)} more are skipped" if refused else line))
     return section(f"Data set '{entry.source}'", rows)
 
 
@@ -115,6 +119,11 @@ def _split(entry: PrepareConfig, folder: Path, records: Sequence[SourceRecord]) 
         f"{plural(shards, 'shard')}, about {size(_expected_bytes(records))}"
     )
     return f"{line}; {begun} written before, kept where they are whole" if begun else line
+
+
+def _usable(records: Sequence[SourceRecord]) -> Sequence[SourceRecord]:
+    """Without those that the source itself found of no use."""
+    return [record for record in records if record.fault is None]
 
 
 def _finished(folder: Path) -> Manifest | None:
@@ -155,10 +164,11 @@ def _planned(config: Config, name: str) -> Outlook | None:
         if elsewhere or entry.source == WEBDATASET:
             continue
         try:
-            records = load_source(entry).get(name)
+            found = load_source(entry).get(name)
         except UserError as error:
             return Outlook(None, None, None, f"not there, and cannot be prepared: {error}", False)
-        if records is not None:
+        if found is not None:
+            records = _usable(found)
             texts = [len(each.captions) for each in _sample(records)]
             mean = sum(texts) / len(texts) if texts else None
             line = f"{plural(len(records), 'record')}, would be prepared first from {entry.source}"

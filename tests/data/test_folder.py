@@ -1,6 +1,7 @@
 """Own data without code: a folder of images and a captions file in any of the usual forms."""
 
 import json
+import os
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -233,3 +234,10 @@ def test_an_image_folder_that_is_the_wrong_one_is_said(cfg: PrepareConfig) -> No
     with pytest.raises(ConfigError, match=r"holds none of the images.*other/a.jpg"):
         prepare(made, report=lambda _: None)
     assert not Path(cfg.out).exists()
+
+
+def test_a_pipe_among_the_images_is_skipped_and_not_waited_for(cfg: PrepareConfig) -> None:
+    os.mkfifo(Path(cfg.images) / "pipe.jpg")
+    made = with_captions(cfg, csv_text([("pipe.jpg", "p"), *ROWS]))
+    manifest = prepare(made, report=lambda _: None)["train"]
+    assert (manifest.records, manifest.skipped) == (3, {"not an image": 1})
