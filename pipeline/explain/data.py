@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import Config, PrepareConfig
+from pipeline.data.check import REPORT_NAME, find_splits
 from pipeline.data.index import load_index
-from pipeline.data.manifest import MANIFEST_NAME, Manifest, load_manifest
+from pipeline.data.manifest import MANIFEST_NAME, Manifest, load_manifest, read_manifest
 from pipeline.data.remote import is_remote
 from pipeline.data.sources import WEBDATASET, SourceRecord, load_source
 from pipeline.data.sources.record import FileImage
@@ -80,6 +81,20 @@ def describe_preparation(entries: Sequence[PrepareConfig]) -> str:
         return "This recipe prepares nothing: its data.shards are expected to be there."
     title = "Plan of stages/prepare.py. Nothing is written."
     return "\n\n".join([title, *(_describe(entry) for entry in entries)])
+
+
+def describe_check(folder: Path) -> str:
+    """What `stages/prepare.py check` would read; raises DataError where there are no shards."""
+    rows = []
+    for split in find_splits(folder):
+        try:
+            found = read_manifest(split)
+            held = f"{plural(found.records, 'record')} in {plural(len(found.shards), 'shard')}"
+            line = f"reads {held}, {size(found.bytes)}; writes {REPORT_NAME}"
+        except DataError as error:
+            line = f"not possible: {error}"
+        rows.append((split.name, line))
+    return section(f"Plan of stages/prepare.py check, of {folder}. Nothing is read.", rows)
 
 
 def _describe(entry: PrepareConfig) -> str:
