@@ -1,6 +1,6 @@
-"""Everything that is DeepSpeed: building partitioned models, stepping, saving, gathering.
+"""Training under DeepSpeed: stepping, saving, gathering.
 
-With `checkpoint.py` the only importer of deepspeed. The engine does not know models, phases or
+With `zero.py` the only importer of deepspeed. The engine does not know models, phases or
 data: it takes a module and named parameter groups, and losses that are already divided by the
 global number of targets. It assumes `dist.start()` was called.
 """
@@ -8,8 +8,7 @@ global number of targets. It assumes `dist.start()` was called.
 import contextlib
 import math
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,7 +19,6 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import nn
@@ -30,8 +28,8 @@ from pipeline.averages import Blend, MovingAverage, as_trained
 from pipeline.config import PhaseConfig
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.models.placement import Placement
 from pipeline.phases import Group, split_by_decay
+from pipeline.zero import full_size, join, quiet, writable
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -80,56 +78,6 @@ def dtype_of(precision: str) -> torch.dtype:
     return _DTYPES[precision]
 
 
-class ZeroPlacement(Placement):
-    """Builds a model directly in ZeRO-3 partitions, so that no rank holds a full copy."""
-
-    def __init__(self, ds_config: dict[str, Any], precision: str, ranks: int) -> None:
-        # The dtype travels in the config: zero.Init(dtype=...) is always bf16 on CPUs (0.19.8).
-        self._config = ds.complete(
-            ds_config, clip_norm=0.0, precision=precision, ranks=ranks, trained=1
-        )
-
-    @contextlib.contextmanager
-    def skeleton(self) -> Iterator[None]:
-        """Parameters of modules constructed inside are partitioned at once."""
-        _join()
-        with _quiet():
-            context = deepspeed.zero.Init(config_dict_or_path=self._config)
-        with context:
-            yield
-
-    @contextlib.contextmanager
-    def writable(self, parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
-        """The full parameters inside; what rank 0 writes is what all partitions become."""
-        with _writable(parameters) as writes:
-            yield writes
-
-
-def placement_for(loaded: dict[str, Any], precision: str, world: World) -> Placement:
-    """How models come into being under a DeepSpeed JSON: partitioned in ZeRO-3, else whole."""
-    if ds.zero_stage(loaded) < 3:
-        return Placement()
-    return ZeroPlacement(loaded, precision, world.size)
-
-
-def partition_for_inference(
-    module: nn.Module, loaded: dict[str, Any], precision: str, world: World
-) -> Callable[..., Any]:
-    """The forward pass of a module that was built in ZeRO-3 partitions and never trains.
-
-    Every rank calls it, and submodules of `module`, equally often (dummies included). loaded: the
-    DeepSpeed JSON. Source: DeepSpeed's ZeRO inference, `initialize` without an optimizer.
-    """
-    config = ds.complete(loaded, clip_norm=0.0, precision=precision, ranks=world.size, trained=1)
-    module.requires_grad_(False)
-    _join()
-    with _quiet():
-        engine: Any = deepspeed.initialize(model=module, config=config, dist_init_required=False)[0]
-    engine.eval()
-    forward: Callable[..., Any] = engine
-    return forward
-
-
 class Engine:
     """One module under DeepSpeed with AdamW; learning rates are set from outside every step."""
 
@@ -149,8 +97,8 @@ class Engine:
         self.groups = tuple(split_by_decay(groups))
         self.layout = layout_of(loaded, precision)
         self._trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-        self.trained_parameters = sum(_full_size(p) for _, p in self._trained)
-        self.all_parameters = sum(_full_size(p) for p in module.parameters())
+        self.trained_parameters = sum(full_size(p) for _, p in self._trained)
+        self.all_parameters = sum(full_size(p) for p in module.parameters())
         config = ds.complete(
             loaded,
             clip_norm=phase.clip_norm,
@@ -158,8 +106,8 @@ class Engine:
             ranks=world.size,
             trained=self.trained_parameters,
         )
-        _join()
-        with _quiet():
+        join()
+        with quiet():
             optimizer = _adamw(self.groups, phase)
             self._engine: Any = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
@@ -205,7 +153,7 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Writes what trains and its optimizer state into `folder`, all ranks together."""
-        with _quiet():
+        with quiet():
             self._engine.save_checkpoint(
                 str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True
             )
@@ -217,7 +165,7 @@ class Engine:
         """
         safe = [ZeroStageEnum, LossScaler, fragment_address]
         try:
-            with _quiet(), _weights_only(), torch.serialization.safe_globals(safe):
+            with quiet(), _weights_only(), torch.serialization.safe_globals(safe):
                 self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
         except (UnpicklingError, EOFError, OSError, RuntimeError) as error:
             raise CheckpointError(
@@ -235,7 +183,7 @@ class Engine:
             self._average.put_in_place()
         for name, parameter in self._trained:
             value = blend(name, self._full(parameter))
-            with _writable([parameter]) as writes, torch.no_grad():
+            with writable([parameter]) as writes, torch.no_grad():
                 if writes:
                     parameter.copy_(value)
 
@@ -259,7 +207,7 @@ class Engine:
 
     def close(self) -> None:
         """Frees what DeepSpeed holds, so that the next segment finds the memory."""
-        with _quiet():
+        with quiet():
             self._engine.destroy()
 
 
@@ -285,32 +233,6 @@ def _masters(optimizer: Any, groups: Sequence[Group]) -> dict[nn.Parameter, torc
 
 
 @contextlib.contextmanager
-def _writable(parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
-    """See `Placement.writable`; parameters that are not partitioned are written by every rank."""
-    partitioned = [each for each in parameters if hasattr(each, "ds_id")]
-    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
-        yield True if not partitioned else torch.distributed.get_rank() == 0
-
-
-def _full_size(parameter: nn.Parameter) -> int:
-    """Elements of the whole parameter, also where this rank holds a partition."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _join() -> None:
-    """DeepSpeed takes over the process group that `dist.start()` made."""
-    if not deepspeed.comm.is_initialized():
-        # On CPUs DeepSpeed would compile a shared-memory all-reduce for inference, which training
-        # never calls: half a minute at first use, a compiler needed, and under srun the ranks of
-        # two nodes were seen waiting minutes for each other's compilation.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        with _quiet():
-            deepspeed.init_distributed(
-                torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False
-            )
-
-
-@contextlib.contextmanager
 def _weights_only() -> Iterator[None]:
     """DeepSpeed asks torch.load for full pickles; this variable overrules every caller."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -323,17 +245,3 @@ def _weights_only() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """DeepSpeed reports its inner life at INFO and WARNING; a stage's output is ours."""
-    level = deepspeed_logger.level
-    deepspeed_logger.setLevel("ERROR")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        deepspeed_logger.setLevel(level)

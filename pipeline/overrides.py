@@ -31,10 +31,15 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def without_plan(arguments: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether a plan is asked for (`--plan`, `plan=true`), and the other arguments."""
-    plan = parse_overrides(arguments).get("plan", "false")
+    """Whether a plan is asked for (`--plan`, `plan=true`), and the other arguments.
+
+    Raises ConfigError for another value: what was meant to be a plan must not do the work.
+    """
+    plan = parse_overrides(arguments).get("plan", "false").lower()
+    if plan not in ("true", "false"):
+        raise ConfigError(f"plan={plan}: is neither true nor false; write --plan for a plan")
     rest = [each for each in arguments if each != "--plan" and not each.startswith("plan=")]
-    return plan.lower() == "true", rest
+    return plan == "true", rest
 
 
 def expand(key: str, value: str) -> str:

@@ -20,7 +20,7 @@ from pipeline.data.loader import Pass, StepDataset
 from pipeline.data.plan import Plan, items_in_order
 from pipeline.dist import World
 from pipeline.ds_config import read_ds_config
-from pipeline.engine import Engine, dtype_of, placement_for
+from pipeline.engine import Engine, dtype_of
 from pipeline.models.encoder import load_clip
 from pipeline.models.families import family
 from pipeline.objectives import (
@@ -33,6 +33,7 @@ from pipeline.objectives import (
 )
 from pipeline.phases import Segment, encoder_groups, part_groups
 from pipeline.splits import caption_dataset, open_split, open_training, pair_dataset, share_of
+from pipeline.zero import placement_for
 
 
 class Probe(Protocol):

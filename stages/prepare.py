@@ -24,7 +24,7 @@ from pipeline.data.check import check_folder
 from pipeline.data.prepare import prepare
 from pipeline.data.remote import is_remote
 from pipeline.errors import ConfigError, UserError
-from pipeline.explain.data import describe_preparation
+from pipeline.explain.data import describe_check, describe_preparation
 from pipeline.overrides import parse_overrides, without_plan
 from pipeline.recipe import load_recipe, load_section
 from pipeline.stage import leave_with_user_error
@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> int:
 
 def check(arguments: list[str]) -> int:
     """Verify the shards of a folder or of a recipe."""
+    plan, arguments = without_plan(arguments)
     if "out" in parse_overrides(arguments):
         entry = load_section(PrepareConfig, arguments)
         folder, workers, data = entry.out, entry.workers, DataConfig()
@@ -65,6 +66,9 @@ def check(arguments: list[str]) -> int:
     if is_remote(folder):
         raise ConfigError(f"{folder}: check reads local folders; copy it here, or check it there")
     where = Path(folder).expanduser()
+    if plan:
+        print(describe_check(where))
+        return 0
     well = check_folder(where, workers=workers, max_pixels=data.max_pixels, report=print)
     return 0 if well else FAULTS_FOUND
 

@@ -27,7 +27,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     3: ("data", "models"),
     4: ("losses", "phases", "averages"),
-    5: ("engine", "checkpoint", "memory"),
+    5: ("zero", "engine", "checkpoint", "memory"),
     6: ("objectives", "validation", "captioning"),
     7: ("trainer", "callbacks", "splits", "assemble"),
     8: ("evaluation", "chat", "interchange"),
@@ -59,7 +59,7 @@ STRANGERS = (("data", "models"), ("models", "data"))
 
 # Libraries that only these modules import, so that each can be replaced in one place.
 OWNERS: dict[str, tuple[str, ...]] = {
-    "deepspeed": ("engine", "checkpoint"),
+    "deepspeed": ("engine", "zero"),
     "tensorboard": ("callbacks.monitor",),
     "torch.utils.tensorboard": ("callbacks.monitor",),
     "webdataset": ("data",),
@@ -220,7 +220,7 @@ def test_the_evaluation_package_imports_nothing() -> None:
         ("trainer", "from pipeline.evaluation.captions import score", None),
         ("trainer", "from pipeline.evaluation import compare", "layer 7) imports evaluation.com"),
         ("run", "from pipeline.evaluation.compare import compare", None),
-        ("losses", "import deepspeed.comm", "only ('engine', 'checkpoint') may"),
+        ("losses", "import deepspeed.comm", "only ('engine', 'zero') may"),
         ("engine", "import deepspeed.comm", None),
         ("trainer", "from torch.utils import tensorboard", "callbacks.monitor"),
         ("data.reader", "import webdataset as wds", None),

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import ConfigError
+from pipeline.overrides import without_plan
 from pipeline.recipe import RECIPES, load_recipe, load_section
 from tests.tiny import write_recipe
 
@@ -152,3 +153,10 @@ def test_a_section_loads_straight_from_arguments() -> None:
     assert section.annotations == ["a.json", "b.json"]
     with pytest.raises(ConfigError, match="did you mean 'images'"):
         load_section(PrepareConfig, ["source=coco", "image=x"])
+
+
+def test_a_plan_that_is_misspelt_does_not_do_the_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"plan=yes: is neither true nor false"):
+        without_plan(["source=scenes", f"out={tmp_path}", "plan=yes"])
+    assert without_plan(["a=b", "plan=True"]) == (True, ["a=b"])
+    assert without_plan(["a=b", "plan=false"]) == (False, ["a=b"])

@@ -18,7 +18,8 @@ from pipeline.errors import ConfigError
 SCHEMES = ("file", "http", "https", "s3")
 # aiohttp would end any transfer after five minutes, however well it runs.
 _HTTP_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
-_FINAL_STATUS = (401, 403, 404, 410)  # asking again gives the same answer
+# Asking again gives the same answer.
+_FORBIDDEN, _ABSENT = (401, 403), (404, 410)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 
@@ -106,12 +107,19 @@ def _faults_in_one_form() -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except FileNotFoundError as error:
-        raise FileNotFoundError("not found") from error
     except Exception as error:  # every protocol has classes of its own
-        status = getattr(error, "status", None)
-        text = f"HTTP {status} {getattr(error, 'message', '')}" if status else str(error)
-        text = re.sub(r"//[^/@\s]*@", "//", re.sub(r"\?\S*", "", " ".join(text.split())))
-        final = isinstance(error, PermissionError) or status in _FINAL_STATUS
-        kind = PermissionError if final else OSError
-        raise kind(text or type(error).__name__) from error
+        raise _in_one_form(error) from error
+
+
+def _in_one_form(error: BaseException) -> OSError:
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, (aiohttp.ClientError, OSError)):
+        # fsspec's HTTP calls a file not found whatever went wrong when it asked for its size.
+        return _in_one_form(cause)
+    status = getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError) or status in _ABSENT:
+        return FileNotFoundError("not found")
+    text = f"HTTP {status} {getattr(error, 'message', '')}" if status else str(error)
+    text = re.sub(r"//[^/@\s]*@", "//", re.sub(r"\?\S*", "", " ".join(text.split())))
+    final = isinstance(error, PermissionError) or status in _FORBIDDEN
+    return (PermissionError if final else OSError)(text or type(error).__name__)

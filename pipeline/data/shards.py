@@ -72,7 +72,7 @@ def write_split(
         progress: called with the number of records that are done since the last call.
 
     Returns:
-        The manifest, and the skipped records, in the order of the shards.
+        The manifest, and the skipped records: those with a fault, then in the order of the shards.
 
     Raises:
         DataError: keys are not unique or not usable, a file cannot be written, a worker died.
@@ -81,21 +81,26 @@ def write_split(
     make_folder(folder)
     # Without its manifest the folder counts as unfinished, should this run be killed.
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    order = np.random.default_rng(seed).permutation(len(records))
+    # What the source could not use is not shared out: shards would differ in size, or be empty.
+    usable = [record for record in records if record.fault is None]
+    faults = [record.fault for record in records if record.fault is not None]
+    order = np.random.default_rng(seed).permutation(len(usable))
     tasks = [
         _Task(
             folder / f"shard-{number:06d}.tar",
-            tuple(records[i] for i in order[first : first + records_per_shard]),
+            tuple(usable[i] for i in order[first : first + records_per_shard]),
         )
         for number, first in enumerate(range(0, len(order), records_per_shard))
     ]
+    if progress is not None:
+        progress(len(faults))
     done: dict[int, _Written] = {}
     for number, written in run_all(_finish_shard, tasks, workers):
         done[number] = written
         if progress is not None:
             progress(len(tasks[number].records))
     shards = [done[number] for number in range(len(tasks))]
-    faults = [fault for shard in shards for fault in shard.faults]
+    faults += [fault for shard in shards for fault in shard.faults]
     write_faults(folder / SKIPPED_NAME, faults)
     manifest = Manifest(folder, tuple(shard.entry for shard in shards), tally(faults))
     save_manifest(manifest)
@@ -154,7 +159,7 @@ def _content(record: SourceRecord) -> bytes:
 def _inputs_hash(records: Sequence[SourceRecord]) -> str:
     digest = hashlib.sha256()
     for record in records:
-        digest.update(f"{record.key}\n{record.fault or ''}\n".encode(errors="replace"))
+        digest.update(f"{record.key}\n".encode(errors="replace"))
         digest.update(_content(record) + b"\n")
     return digest.hexdigest()
 
@@ -166,8 +171,9 @@ def _write_tar(task: _Task) -> list[ContentFault]:
     from webdataset.writer import TarWriter
 
     faults = []
-    # Fixed owner, mode and time: the same records must give the same bytes.
-    fixed = {"user": "", "group": "", "mode": 0o644, "mtime": 0.0}
+    # Fixed owner, mode and time: the same records must give the same bytes. A time with a decimal
+    # point, even 0.0, would cost each member a header of its own, 1 kB.
+    fixed = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
     with atomic_file(task.path) as file, TarWriter(file, encoder=False, **fixed) as tar:
         for record in task.records:
             try:
@@ -181,8 +187,6 @@ def _write_tar(task: _Task) -> list[ContentFault]:
 
 def _image(record: SourceRecord) -> tuple[bytes, str]:
     """The record's image and its extension; a ContentFault where the record is of no use."""
-    if record.fault is not None:
-        raise record.fault
     if not captions_of({"captions": list(record.captions)}):
         raise ContentFault("no captions")
     try:

@@ -27,7 +27,7 @@ from pipeline.data.loader import Pass, StepDataset, read_all
 from pipeline.data.plan import Plan
 from pipeline.dist import World, from_main, gather_json, on_main
 from pipeline.ds_config import read_ds_config, zero_stage
-from pipeline.engine import dtype_of, partition_for_inference, placement_for, resolve_precision
+from pipeline.engine import dtype_of, resolve_precision
 from pipeline.errors import ConfigError
 from pipeline.evaluation.captions import check_metrics
 from pipeline.evaluation.results import announce_spice, write_results
@@ -39,6 +39,7 @@ from pipeline.objectives import ContrastiveTask, LanguageTask
 from pipeline.run import export_folder, finished_export
 from pipeline.splits import Split, caption_dataset, open_split, pair_dataset, share_of
 from pipeline.validation import language_metrics, retrieval_features, skipped_over_ranks
+from pipeline.zero import partition_for_inference, placement_for
 
 log = logging.getLogger("pipeline")
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import Config, PrepareConfig
+from pipeline.data.check import REPORT_NAME, find_splits
 from pipeline.data.index import load_index
-from pipeline.data.manifest import MANIFEST_NAME, Manifest, load_manifest
+from pipeline.data.manifest import MANIFEST_NAME, Manifest, load_manifest, read_manifest
 from pipeline.data.remote import is_remote
 from pipeline.data.sources import WEBDATASET, SourceRecord, load_source
 from pipeline.data.sources.record import FileImage
@@ -82,6 +83,20 @@ def describe_preparation(entries: Sequence[PrepareConfig]) -> str:
     return "\n\n".join([title, *(_describe(entry) for entry in entries)])
 
 
+def describe_check(folder: Path) -> str:
+    """What `stages/prepare.py check` would read; raises DataError where there are no shards."""
+    rows = []
+    for split in find_splits(folder):
+        try:
+            found = read_manifest(split)
+            held = f"{plural(found.records, 'record')} in {plural(len(found.shards), 'shard')}"
+            line = f"reads {held}, {size(found.bytes)}; writes {REPORT_NAME}"
+        except DataError as error:
+            line = f"not possible: {error}"
+        rows.append((split.name, line))
+    return section(f"Plan of stages/prepare.py check, of {folder}. Nothing is read.", rows)
+
+
 def _describe(entry: PrepareConfig) -> str:
     rows = [
         ("writes to", entry.out or f"{UNKNOWN} (set out to a folder)"),
@@ -96,7 +111,11 @@ def _describe(entry: PrepareConfig) -> str:
     except UserError as error:
         return section(f"Data set '{entry.source}'", [*rows, ("not possible", str(error))])
     for split, records in splits.items():
-        rows.append((split, _split(entry, Path(entry.out).expanduser() / split, records)))
+        folder = Path(entry.out).expanduser() / split
+        usable = _usable(records)
+        line = _split(entry, folder, usable)
+        refused = len(records) - len(usable)
+        rows.append((split, f"{line}; {count(refused)} more are skipped" if refused else line))
     return section(f"Data set '{entry.source}'", rows)
 
 
@@ -115,6 +134,11 @@ def _split(entry: PrepareConfig, folder: Path, records: Sequence[SourceRecord]) 
         f"{plural(shards, 'shard')}, about {size(_expected_bytes(records))}"
     )
     return f"{line}; {begun} written before, kept where they are whole" if begun else line
+
+
+def _usable(records: Sequence[SourceRecord]) -> Sequence[SourceRecord]:
+    """Without those that the source itself found of no use."""
+    return [record for record in records if record.fault is None]
 
 
 def _finished(folder: Path) -> Manifest | None:
@@ -155,10 +179,11 @@ def _planned(config: Config, name: str) -> Outlook | None:
         if elsewhere or entry.source == WEBDATASET:
             continue
         try:
-            records = load_source(entry).get(name)
+            found = load_source(entry).get(name)
         except UserError as error:
             return Outlook(None, None, None, f"not there, and cannot be prepared: {error}", False)
-        if records is not None:
+        if found is not None:
+            records = _usable(found)
             texts = [len(each.captions) for each in _sample(records)]
             mean = sum(texts) / len(texts) if texts else None
             line = f"{plural(len(records), 'record')}, would be prepared first from {entry.source}"

@@ -15,7 +15,7 @@ class FaultyServer(ThreadingHTTPServer):
 
     A fault is a status (500, 404 ...), "short" (half the body, then the line breaks), "wrong"
     (other bytes of the same length), "stall" (half the body, then nothing more), or "lengthless"
-    (the right body without a Content-Length).
+    (the right body without a Content-Length). `heads[file name]`: statuses of its next HEADs.
     """
 
     daemon_threads = True
@@ -24,6 +24,7 @@ class FaultyServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.faults: dict[str, list[int | str]] = {}
+        self.heads: dict[str, list[int]] = {}
         self.redirects: dict[str, str] = {}
         self.gets: Counter[str] = Counter()
 
@@ -39,7 +40,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Silence."""
 
     def do_HEAD(self) -> None:
-        self._answer(None)
+        statuses = self.server.heads.get(Path(unquote(urlsplit(self.path).path)).name, [])
+        self._answer(statuses.pop(0) if statuses else None)
 
     def do_GET(self) -> None:
         name = Path(unquote(urlsplit(self.path).path)).name

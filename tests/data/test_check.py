@@ -129,6 +129,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_the_command_ends_with_0_1_or_2(manifest: Manifest, tmp_path: Path) -> None:
+    plan = run("check", f"out={tmp_path / 'data'}", "--plan")
+    assert plan.returncode == 0 and "reads 15 records in 3 shards" in plan.stdout
+    assert not (manifest.folder / "check.json").exists()
     good = run("check", f"out={tmp_path / 'data'}", "workers=1")
     assert good.returncode == 0 and "all well" in good.stdout
     overwrite(manifest, 0, "image", 0, b"nonsense")

@@ -1,6 +1,7 @@
 """Own data without code: a folder of images and a captions file in any of the usual forms."""
 
 import json
+import os
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,9 @@ def csv_text(rows=ROWS, header="image,caption") -> str:
 FORMS = {
     "captions.csv": csv_text(),
     "excel.csv": "\ufeff" + csv_text(header=" File_Name ,Text").replace("\n", "\r\n"),
+    "semicolons.csv": "\n".join(
+        ["image;caption", *(";".join((n, '"{}"'.format(c.replace('"', '""')))) for n, c in ROWS)]
+    ),
     "captions.tsv": "\n".join(["path\tcaption", *("\t".join(row) for row in ROWS)]),
     "captions.txt": "\n".join(["filename\tsentence", *("\t".join(row) for row in ROWS)]),
     "captions.jsonl": "\n\n".join(json.dumps({"image": n, "caption": c}) for n, c in ROWS),
@@ -97,6 +101,18 @@ def test_keys_stay_apart_where_names_are_alike(cfg: PrepareConfig) -> None:
     manifest = prepare(made, report=lambda _: None)["train"]
     assert manifest.records == len(names)
     assert manifest.skipped == {"no row names it": 3}
+
+
+def test_what_the_first_json_line_lacks_is_found_in_the_others(cfg: PrepareConfig) -> None:
+    rows = [
+        {"image": "cats/a.jpg"},
+        {"image": "dogs/a.jpg", "caption": "d"},
+        {"image": "grün 日本.jpg", "caption": "g", "split": "test"},
+    ]
+    splits = load_source(with_captions(cfg, "\n".join(map(json.dumps, rows)), "c.jsonl"))
+    usable = {s: [r.image_id for r in rs if r.fault is None] for s, rs in splits.items()}
+    assert usable == {"train": ["dogs/a.jpg"], "test": ["grün 日本.jpg"]}
+    assert [r.fault.reason for r in splits["train"] if r.fault] == ["no caption"]
 
 
 def test_a_split_column_decides_and_rows_without_one_belong_to_split(cfg: PrepareConfig) -> None:
@@ -218,3 +234,10 @@ def test_an_image_folder_that_is_the_wrong_one_is_said(cfg: PrepareConfig) -> No
     with pytest.raises(ConfigError, match=r"holds none of the images.*other/a.jpg"):
         prepare(made, report=lambda _: None)
     assert not Path(cfg.out).exists()
+
+
+def test_a_pipe_among_the_images_is_skipped_and_not_waited_for(cfg: PrepareConfig) -> None:
+    os.mkfifo(Path(cfg.images) / "pipe.jpg")
+    made = with_captions(cfg, csv_text([("pipe.jpg", "p"), *ROWS]))
+    manifest = prepare(made, report=lambda _: None)["train"]
+    assert (manifest.records, manifest.skipped) == (3, {"not an image": 1})

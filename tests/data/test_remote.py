@@ -97,6 +97,19 @@ def test_what_stays_wrong_is_fatal_with_url_and_cause(server, tmp_path, faults, 
     assert held(cache) == 0
 
 
+def test_a_sick_server_is_asked_again_for_a_size_and_not_called_empty(server, tmp_path) -> None:
+    cache, url = cache_in(tmp_path), f"{server.url}/f3"
+    server.heads["f3"], server.faults["f3"] = [503], [503]  # fsspec asks by HEAD, then by GET
+    assert cache.size(url) == SIZE
+    server.heads["f3"], server.faults["f3"] = [503] * 9, [503] * 9
+    with pytest.raises(DataError, match=r"HTTP 503"):
+        cache.size(url)
+    with pytest.raises(DataError, match=r"Cannot connect"):
+        cache.size("http://127.0.0.1:9/x.tar")
+    with pytest.raises(DataError, match=r"not found"):
+        cache.size(f"{server.url}/nothing")
+
+
 def test_another_size_than_the_manifests_is_fatal(server, tmp_path) -> None:
     with pytest.raises(DataError, match=f"{SIZE} bytes came, but the manifest says 7"):
         cache_in(tmp_path).fetch(f"{server.url}/f2", size=7)

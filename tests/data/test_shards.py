@@ -1,12 +1,14 @@
 """Shards: the same bytes always, restartable, checked, and readable by webdataset itself."""
 
 import hashlib
+import tarfile
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import webdataset
 
+from pipeline.data.faults import ContentFault
 from pipeline.data.index import load_index
 from pipeline.data.manifest import load_manifest
 from pipeline.data.reader import ShardReader
@@ -41,6 +43,30 @@ def test_the_same_records_give_the_same_bytes_with_any_number_of_workers(tmp_pat
     assert manifest.records == 22 and len(manifest.shards) == 3 and sum(done) == 25
     assert load_manifest(tmp_path / "two").fingerprint == manifest.fingerprint
     assert write(tmp_path / "other", seed=8)[0].fingerprint != manifest.fingerprint
+
+
+def test_records_with_a_fault_leave_no_gaps_in_the_shards(tmp_path):
+    given = list(records(100))
+    broken = [replace(r, fault=ContentFault("no caption", key=r.key)) for r in given[:75]]
+    done = []
+    manifest, faults = write_split(
+        [*broken, *given[75:]],
+        tmp_path,
+        seed=7,
+        records_per_shard=10,
+        workers=0,
+        progress=done.append,
+    )
+    assert [shard.records for shard in manifest.shards] == [10, 10, 5]
+    assert manifest.skipped == {"no caption": 75} and sum(done) == 100
+    assert {fault.key for fault in faults} == {r.key for r in broken}
+
+
+def test_a_member_costs_no_more_than_its_header_and_its_blocks(tmp_path):
+    manifest, _ = write_split(records(10), tmp_path, seed=7, records_per_shard=10, workers=0)
+    with tarfile.open(manifest.path(0)) as tar:
+        blocks = sum(512 + -(-member.size // 512) * 512 for member in tar)
+    assert manifest.bytes <= blocks + tarfile.RECORDSIZE
 
 
 def test_a_restart_writes_only_what_is_missing_or_damaged(tmp_path):

@@ -17,7 +17,8 @@ from transformers.initialization import no_init_weights
 from pipeline import dist
 from pipeline.config import PhaseConfig
 from pipeline.ds_config import read_ds_config
-from pipeline.engine import Engine, dtype_of, placement_for
+from pipeline.engine import Engine, dtype_of
+from pipeline.zero import placement_for
 from pipeline.models.placement import fill
 from pipeline.phases import Group
 

@@ -4,6 +4,7 @@ Image callables are small frozen dataclasses, not lambdas: writing processes rec
 """
 
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,13 +47,19 @@ class FileImage:
         Raises:
             FileNotFoundError, PermissionError and the like: it cannot be read, now or later.
             DataError: the file system failed several times.
-            ContentFault: it is in none of the formats that `images.py` decodes.
+            ContentFault: it is no regular file, or in none of the formats that `images.py` decodes.
         """
-        data = patiently(self.path, self.path.read_bytes, lasting=LASTING)
+        data = patiently(self.path, self._read, lasting=LASTING)
         extension = image_extension(data)
         if extension is None:
             raise ContentFault("not an image", detail=f"{self.path.name} starts {data[:8]!r}")
         return data, extension
+
+    def _read(self) -> bytes:
+        mode = self.path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe would never end
+            raise ContentFault("not an image", detail=f"{self.path.name} is no regular file")
+        return self.path.read_bytes()
 
 
 def make_key(text: str) -> str:

@@ -4,6 +4,7 @@ Text must be UTF-8, with or without a byte order mark. A broken row is returned 
 a file that cannot be understood as a whole is an error.
 """
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,8 +48,9 @@ def read_rows(file: Path, cfg: PrepareConfig) -> Iterator[Row]:
     """Yield the rows of a captions file.
 
     Args:
-        file: .jsonl or .ndjson, .json (a list, or lines), .tsv, else CSV; a .txt file is TSV when
-            its first line has a tab. TSV has no quoting: a quotation mark is one.
+        file: .jsonl or .ndjson, .json (a list, or lines), .tsv, else CSV, with semicolons where its
+            first line has these and no comma; a .txt file is TSV when its first line has a tab.
+            TSV has no quoting: a quotation mark is one.
         cfg: `image_column`, `caption_column` and `split_column`, where not "".
 
     Raises:
@@ -65,19 +67,21 @@ def read_rows(file: Path, cfg: PrepareConfig) -> Iterator[Row]:
             yield from _json_rows(file, cfg)
         else:
             tabs = kind == ".tsv" or (kind == ".txt" and b"\t" in first)
-            yield from _csv_rows(file, cfg, tabs=tabs)
+            semicolons = b";" in first and b"," not in first  # a spreadsheet's CSV in Europe
+            delimiter = "\t" if tabs else ";" if semicolons else ","
+            yield from _csv_rows(file, cfg, delimiter)
     except OSError as error:
         raise DataError(f"captions={file}: not readable ({error.strerror}); mend it") from error
 
 
-def _csv_rows(file: Path, cfg: PrepareConfig, *, tabs: bool) -> Iterator[Row]:
+def _csv_rows(file: Path, cfg: PrepareConfig, delimiter: str) -> Iterator[Row]:
     # Bytes that are no UTF-8 become surrogates here, and a fault of their row in _row.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        if tabs:
-            reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+        if delimiter == "\t":
+            reader = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE)
         else:
             # Strict: a quotation mark that is never closed would swallow the rest of the file.
-            reader = csv.reader(text, strict=True)
+            reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
             yield from _checked_rows(file, reader, cfg)
         except csv.Error as error:
@@ -101,13 +105,17 @@ def _checked_rows(file: Path, reader: Any, cfg: PrepareConfig) -> Iterator[Row]:
 def _json_rows(file: Path, cfg: PrepareConfig) -> Iterator[Row]:
     columns: _Columns | None = None
     listing = _json_list(file) if file.suffix.lower() == ".json" else None
+    header: dict[str, None] = {}  # of all objects: the first may lack what others have
+    for entry in _lines(file) if listing is None else listing:
+        with contextlib.suppress(ContentFault):
+            header.update(dict.fromkeys(_json_object(entry)))
     for number, entry in enumerate(_lines(file) if listing is None else listing, start=1):
         try:
             content = _json_object(entry)
         except ContentFault as fault:
             yield Row(number, fault=fault.reason, detail=fault.detail)
             continue
-        columns = columns or _columns(file, list(content), cfg)
+        columns = columns or _columns(file, list(header), cfg)
         yield _row(number, content, columns)
 
 
