@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     succeeded(launch("stages/export.py", arguments, ranks=1, launcher="python"))
     split = open_split(load_recipe([recipe]), "val")
     (made / "pictures").mkdir()
-    for shard, size in enumerate(split.manifest.sizes):
+    for shard, size in enumerate(split.manifests[0].sizes):
         for record in range(size):
             raw = split.reader.read(shard, record)
             (made / "pictures" / f"{raw.key}.jpg").write_bytes(raw.image)
