@@ -390,7 +390,9 @@ def test_an_index_of_an_older_shard_is_not_used(tmp_path: Path) -> None:
 def test_what_the_disk_refuses_is_tried_again_and_then_fatal(tmp_path: Path) -> None:
     manifest, _ = index(tmp_path, [("b.jpg", jpeg()), ("b.txt", b"text")])
     os.truncate(manifest.path(0), 1000)  # after the manifest was checked
-    with pytest.raises(DataError, match=r"0.tar: record good: cannot be read after 3 tries \(.* too early\)"):
+    with pytest.raises(
+        DataError, match=r"0.tar: record good: cannot be read after 3 tries \(.* too early\)"
+    ):
         load(manifest)
 
 
