@@ -78,7 +78,8 @@ def convert(config: Config, source: Path, out: Path) -> str:
     tensors = ExportTensors(source)
     st = {name.removeprefix("st."): tensors[name] for name in tensors if name.startswith("st.")}
     adapted = any(name.startswith("encoder.") for name in tensors)
-    tower = f"{config.encoder.arch}, {config.encoder.pretrained} of open_clip as it came"
+    names = filter(None, (config.encoder.arch, config.encoder.pretrained))
+    tower = f"{', '.join(names)} of open_clip as it came"
     parts = []
     writing = out.with_name(f".writing-{out.name}")
     shutil.rmtree(writing, ignore_errors=True)

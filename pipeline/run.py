@@ -182,11 +182,14 @@ def start_of(config: Config, name: str, world: World, *, remember: bool = True) 
 def what_lies_in(folder: Path, fingerprint: str, config: Config, ranks: int) -> tuple[bool, bool]:
     """(finished, outdated): whether a phase's folder holds its export, or something of others."""
     found = ckpt.read_export(folder / "export")
-    done = found is not None and found["fingerprint"] == fingerprint
-    outdated = found is not None or ckpt.holds_other_checkpoints(
+    if found is not None:
+        done = found["fingerprint"] == fingerprint
+        return done, not done
+    halfway = [ckpt.read_export(each) for each in folder.glob("segment-*")]
+    outdated = any(each is not None and each["fingerprint"] != fingerprint for each in halfway)
+    return False, outdated or ckpt.holds_other_checkpoints(
         folder / "checkpoints", fingerprint, ranks if config.overwrite else None
     )
-    return done, outdated and not done
 
 
 def refuse_outdated(folder: Path, config: Config) -> None:

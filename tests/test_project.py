@@ -70,3 +70,13 @@ def test_make_refuses_an_old_python_in_one_line(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "is not a Python 3.11 or newer: name one with make PYTHON=" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_lint_sees_every_file() -> None:
+    ruff = Path(sys.executable).with_name("ruff")
+    shown = subprocess.run(
+        [ruff, "check", "--show-files", "."], cwd=REPOSITORY, capture_output=True, text=True
+    ).stdout
+    for folder in ("pipeline", "stages", "tests"):
+        files = set(map(str, (REPOSITORY / folder).rglob("*.py")))
+        assert files and files <= set(shown.splitlines())

@@ -153,7 +153,8 @@ def _write(
             f"none of the {len(faults)} files of {found.root} could be captioned ({skipped}); "
             f"{out / 'captions.jsonl'} says why for each"
         )
-    return f"{out}: {len(captions)} images captioned, {len(cards)} on the sheet; skipped: {skipped}"
+    images = "1 image" if len(captions) == 1 else f"{len(captions)} images"
+    return f"{out}: {images} captioned, {len(cards)} on the sheet; skipped: {skipped}"
 
 
 def readable(name: str) -> str:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from pipeline.config import EncoderConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.weights import UNREADABLE, why_unreadable
 
 LOCAL_DIR = "local-dir:"  # open_clip's scheme for a folder with its config and weights
 HUB = "hf-hub:"
@@ -227,18 +228,18 @@ def _create(cfg: EncoderConfig, seed: int) -> tuple[nn.Module, Transform]:
             )
     except UnpicklingError as error:
         raise CheckpointError(
-            f"encoder.pretrained: {cfg.pretrained} cannot be read without running code from it "
-            f"({_line(error)}); convert it to safetensors"
+            f"encoder.pretrained: {cfg.pretrained} cannot be read without running code from it, "
+            f"or is damaged ({why_unreadable(error)}); fetch it again, or convert it to safetensors"
         ) from error
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except (*UNREADABLE, AttributeError) as error:  # AttributeError: a file with no state dict
         if "ailed to download" in str(error) or cfg.arch.startswith(HUB):
             raise ConfigError(
                 f"encoder: {cfg.arch}, {cfg.pretrained}: cannot be fetched ({_line(error)}); fetch "
                 "it once where there is network, or set encoder.pretrained to a local file"
             ) from error
         raise CheckpointError(
-            f"encoder: {cfg.arch}, {cfg.pretrained}: the weights do not fit ({_line(error)}); "
-            "use the weights of this architecture"
+            f"encoder: {cfg.arch}, {cfg.pretrained}: the weights are damaged or do not fit "
+            f"({_line(error)}); use the weights of this architecture"
         ) from error
     return model.eval(), transform
 

@@ -11,11 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from types import MappingProxyType
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config
@@ -25,6 +23,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.encoder import feature_width
 from pipeline.models.llm import load_llm_config
 from pipeline.models.st import build_st
+from pipeline.models.weights import UNREADABLE, why_unreadable
 
 STOP = "."  # no EOS is ever learnt: a caption ends here; SOURCE: predict.py:172-176
 
@@ -148,10 +147,10 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"official={file} cannot be read without running code from it, or is damaged "
-            f"({' '.join(str(error).split())[:120]}); fetch it again, or convert it to safetensors"
+            f"({why_unreadable(error)}); fetch it again, or convert it to safetensors"
         ) from error
     if not isinstance(loaded, Mapping) or not all(isinstance(x, Tensor) for x in loaded.values()):
         raise _no_reference(file, "it is no state dict")

@@ -6,6 +6,8 @@ unpickled: .bin files are read with weights_only.
 """
 
 import json
+import re
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,6 +25,19 @@ from transformers.utils import (
 from pipeline.errors import CheckpointError, ConfigError
 
 Locate = Callable[[str], Path | None]
+
+# What torch.load and safetensors raise for a damaged file, or for one that holds no weights at all:
+# a page saved in their place gives a KeyError.
+UNREADABLE = (
+    *(SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError),
+    *(ValueError, LookupError, struct.error),
+)
+
+
+def why_unreadable(error: Exception) -> str:
+    """The first sentence of one of `UNREADABLE`, without torch's advice and its colours."""
+    said = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split()).partition(". ")[0][:120]
+    return said if " " in said else "no file of weights"
 
 
 class TensorFiles:
@@ -68,16 +83,17 @@ class TensorFiles:
     def _shapes(self, file: Path) -> dict[str, tuple[int, ...]]:
         try:
             if file.suffix != ".safetensors":
-                self._bins[file] = torch.load(
-                    file, map_location="cpu", mmap=True, weights_only=True
-                )
+                loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+                if not isinstance(loaded, Mapping):
+                    raise UnpicklingError("it holds no state dict")
+                self._bins[file] = loaded
                 return {name: tuple(each.shape) for name, each in self._bins[file].items()}
             with safe_open(file, framework="pt") as opened:
                 names = opened.keys()
                 return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-        except (SafetensorError, UnpicklingError, RuntimeError, OSError) as error:
+        except UNREADABLE as error:
             raise CheckpointError(
-                f"llm.path: {file} cannot be read safely ({str(error).splitlines()[0]}); "
+                f"llm.path: {file} cannot be read safely ({why_unreadable(error)}); "
                 "fetch it again, or save the model as safetensors"
             ) from error
 

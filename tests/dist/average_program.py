@@ -35,7 +35,9 @@ def build(stage: int, precision: str, folder: Path, world: dist.World) -> Engine
         Group("a", list(module[1].parameters()), 1.0),
         Group("b", [*module[2].parameters(), *module[3].parameters()], 0.5),
     ]
-    phase = PhaseConfig(ds_config=str(folder / f"stage{stage}.json"), lr=0.05, ema=DECAY, weight_decay=0.1)
+    phase = PhaseConfig(
+        ds_config=str(folder / f"stage{stage}.json"), lr=0.05, ema=DECAY, weight_decay=0.1
+    )
     return Engine(module, groups, phase, name="test", precision=precision, world=world)
 
 

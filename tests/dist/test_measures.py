@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.assemble import build_caption_model
 from pipeline.checkpoint import ExportTensors, read_export
 from pipeline.config import PHASES, Config
+from pipeline.data.loader import Pass
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.data.loader import Pass
 from pipeline.models.encoder import load_clip
 from pipeline.models.lora import is_adapter, merge
 from pipeline.models.placement import Placement
@@ -174,7 +174,13 @@ def test_the_last_validation_measures_the_export(runs: Path) -> None:
     )
     plan = split.in_order(5, None)
     dataset = caption_dataset(
-        config, split, plan, built.images["val"], built.tokenizer, share_of(WORLD, 5), captions="all"
+        config,
+        split,
+        plan,
+        built.images["val"],
+        built.tokenizer,
+        share_of(WORLD, 5),
+        captions="all",
     )
     task = LanguageTask(built.model).eval()
     told = summary(runs / "whole", "llm_tune")

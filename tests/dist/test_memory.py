@@ -14,7 +14,11 @@ from pipeline.memory import Memory, Parameters, training_memory
 from tests.dist.launch import launch, succeeded
 
 pytestmark = pytest.mark.dist
-CASES = [f"{stage}:{precision}" for stage in ("zero1", "zero2", "zero3") for precision in ("fp32", "bf16")]
+CASES = [
+    f"{stage}:{precision}"
+    for stage in ("zero1", "zero2", "zero3")
+    for precision in ("fp32", "bf16")
+]
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -29,9 +33,7 @@ def measured(request: pytest.FixtureRequest) -> list[dict]:
 def predicted(case: dict) -> Memory:
     parameters = Parameters(case["trained"], case["frozen"])
     loaded = read_ds_config("test", case["ds_config"])
-    return training_memory(
-        parameters, loaded, precision=case["precision"], ranks=case["ranks"]
-    )
+    return training_memory(parameters, loaded, precision=case["precision"], ranks=case["ranks"])
 
 
 def gradients(case: dict) -> float:

@@ -1,4 +1,4 @@
-"""A phase on a mixture of a local and a remote set: resumed exactly, alike on any ranks, counted."""
+"""A phase on a mixture of a local and a remote set: resumed exactly, same on all ranks, counted."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             succeeded(launch("tests/dist/phases_program.py", [str(path)], ranks=ranks))
         fetched = running.gets
     assert {name: n for name, n in fetched.items() if name.endswith(".tar")} == {
-        f"shard-{i:06d}.tar": 1 for i in range(3)  # once for all ranks and runs
+        f"shard-{i:06d}.tar": 1
+        for i in range(3)  # once for all ranks and runs
     }
     return folder / "runs"
 

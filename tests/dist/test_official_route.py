@@ -1,4 +1,4 @@
-"""A checkpoint of the reference from import to tuning and out again, by the stages, on 1 and 2 ranks."""
+"""A checkpoint of the reference by the stages: imported, tuned and out again, on 1 and 2 ranks."""
 
 import json
 from pathlib import Path

@@ -174,7 +174,9 @@ def test_tensorboard_shows_what_the_readme_says(runs: Path) -> None:
 
 def test_the_terminal_shows_one_line_a_step_and_a_summary(runs: Path) -> None:
     output = (runs.parent / "output1.txt").read_text()
-    line = next(each for each in output.splitlines() if each.startswith("st_align") and "eta" in each)
+    line = next(
+        each for each in output.splitlines() if each.startswith("st_align") and "eta" in each
+    )
     for part in ("step 1/4", "loss", "samples/s", "tokens/s", "data wait"):
         assert part in line
     assert "summary.json; TensorBoard:" in output

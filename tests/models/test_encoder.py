@@ -137,6 +137,13 @@ def test_a_local_weight_file(tiny_arch: str, tmp_path: Path) -> None:
     torch.save({"visual.proj": Path}, file)
     with pytest.raises(CheckpointError, match="without running code"):
         load_clip(cfg)
+    for junk in (b"", b"<!DOCTYPE html>", b"hello"):  # a page of the server in place of the file
+        file.write_bytes(junk)
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_clip(cfg)
+    torch.save([torch.zeros(1)], file)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_clip(cfg)
 
 
 def test_weights_trained_with_quickgelu_get_it(

@@ -215,3 +215,14 @@ def test_a_missing_and_a_damaged_file_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"PK\x03\x04 not a checkpoint")
         with pytest.raises(CheckpointError, match="or is damaged"):
             read_official(tmp_path / name)
+
+
+# Google Drive, where the reference keeps its files, answers with a page when it has had enough.
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>", b"hello", b"Quota exceeded", b""])
+def test_a_page_saved_as_a_checkpoint_is_refused_in_one_line(
+    content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "coco.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="or is damaged") as caught:
+        read_official(tmp_path / "coco.pt")
+    assert str(caught.value).isprintable()
