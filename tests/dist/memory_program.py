@@ -18,9 +18,9 @@ from pipeline import dist
 from pipeline.config import PhaseConfig
 from pipeline.ds_config import read_ds_config
 from pipeline.engine import Engine, dtype_of
-from pipeline.zero import placement_for
 from pipeline.models.placement import fill
 from pipeline.phases import Group
+from pipeline.zero import placement_for
 
 WIDTH, LAYERS, VOCABULARY, TRAINED_LAYERS = 512, 6, 16000, 3
 
