@@ -49,12 +49,14 @@ def check_scores(config: Config) -> None:
     check_metrics(config.evaluate.metrics)
 
 
-def check(config: Config, world: World, *, until: str) -> None:
+def check(config: Config, world: World, *, until: str, unmade: Collection[str] = ()) -> None:
     """Raises the first of `problems`, on every rank alike: rank 0 looks, the others are told.
 
     So only rank 0 asks the hub for configurations; the others find them in the cache.
     """
-    found = next(problems(config, world, until=until), None) if world.is_main else None
+    found = (
+        next(problems(config, world, until=until, unmade=unmade), None) if world.is_main else None
+    )
     message = from_main(None if found is None else str(found), world)
     if message is not None:
         raise found or ConfigError(message)
@@ -69,7 +71,7 @@ def problems(
         config: the effective recipe.
         world: the ranks that would run it.
         until: a phase, or `evaluate`.
-        unmade: of "shards" and "weights", what the recipe will make first: not looked at here.
+        unmade: of "shards", "clip" and "llm", what the recipe will make first: not looked at here.
     """
     for needs, each in _CHECKS:
         if needs.isdisjoint(unmade):
@@ -120,8 +122,12 @@ def _batches(config: Config, world: World, until: str) -> None:
 
 
 def _encoder(config: Config, world: World, until: str) -> None:
-    """An image tower that open_clip knows, its weights, and the blocks that shall train."""
+    """An image tower that open_clip knows, and its weights."""
     check_encoder(config.encoder)
+
+
+def _blocks(config: Config, world: World, until: str) -> None:
+    """The encoder has the blocks that shall train."""
     if config.encoder_adapt.enabled and not config.encoder.arch.startswith(HUB):
         encoder_groups(sketch_clip(config.encoder).model, config.encoder_adapt)
 
@@ -237,8 +243,9 @@ _CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset(), _scores),
     (frozenset({"shards"}), _splits),
     (frozenset({"shards"}), _batches),
-    (frozenset({"weights"}), _encoder),
-    (frozenset({"weights"}), _language_model),
+    (frozenset({"clip"}), _encoder),
+    (frozenset({"llm"}), _language_model),
+    (frozenset(), _blocks),
     (frozenset(), _sizes),
     (frozenset(), _exports),
     (frozenset(), _disk),

@@ -13,6 +13,7 @@ from pipeline.data.prepare import prepare
 from pipeline.data.remote import is_remote
 from pipeline.data.settings import check_prepared
 from pipeline.dist import World, on_main
+from pipeline.explain.parts import unmade_weights, with_sketches
 from pipeline.phases import phases_before
 from pipeline.preflight import check, check_scores
 from pipeline.pretrain import pretrain
@@ -51,6 +52,9 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
         if until != "pretrain":
             check(effective(config), world, until=until)
         return True
+    if until != "pretrain" and not config.baseline:  # a baseline's steps come from its records
+        with with_sketches(config) as sketched:
+            check(sketched, world, until=until, unmade=unmade(config))
     make_shards(config, world)
     if until == "pretrain":
         return True
@@ -59,6 +63,13 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
     chosen = effective(config)
     check(chosen, world, until=until)
     return all(run_phase(chosen, name, world) for name in phases_before(chosen, until))
+
+
+def unmade(config: Config) -> set[str]:
+    """What the recipe makes before anything else, as `preflight.problems` calls it."""
+    if not config.make_missing:
+        return set()
+    return unmade_weights(config) | ({"shards"} if shards_missing(config) else set())
 
 
 def shards_missing(config: Config) -> bool:

@@ -8,8 +8,8 @@ import torch
 
 from pipeline.config import Config
 from pipeline.dist import World
-from pipeline.errors import DataError
-from pipeline.prerequisites import make_shards
+from pipeline.errors import ConfigError, DataError
+from pipeline.prerequisites import ensure, make_shards
 from pipeline.recipe import load_recipe
 from tests.data.samples import jpeg
 from tests.tiny import write_recipe
@@ -19,6 +19,24 @@ ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 def recipe(folder: Path, *changes: str) -> Config:
     return load_recipe([f"recipe={write_recipe(folder)}", *changes])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("encoder_adapt.train=last:9", "the tower has 4 blocks"),
+        ("encoder.arch=ViT-B-23", "did you mean ViT-B-32"),
+        ("st.prefix_length=4000", "context of 64; make the prefix shorter$"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_anything_is_made_for_it(
+    tmp_path: Path, monkeypatch, change: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_recipe(["recipe=quickstart", f"runs={tmp_path / 'runs'}", change])
+    with pytest.raises(ConfigError, match=message):
+        ensure(config, ALONE, until="llm_tune")
+    assert not list(tmp_path.iterdir())
 
 
 def test_shards_of_other_settings_are_not_taken_for_the_recipes(tmp_path: Path) -> None:

@@ -101,8 +101,6 @@ def decode_image(data: bytes, *, max_pixels: int, draft_size: int | None = None)
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # PIL names the buffer's address, and no cause
-        return f"none of {', '.join(FORMATS)}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -115,29 +115,30 @@ def with_sketches(config: Config) -> Iterator[Config]:
 
     The configurations are gone when the block ends.
     """
-    clip, llm = _scratch_folders(config)
-    replaced = {"clip": clip is not None, "llm": llm is not None}
-    if not any(replaced.values()):
+    replaced = unmade_weights(config)
+    if not replaced:
         yield config
         return
     with tempfile.TemporaryDirectory() as folder:
         write_configs(Path(folder), config.pretrain.scratch)
-        arch = f"{LOCAL_DIR}{folder}/clip" if replaced["clip"] else config.encoder.arch
-        path = f"{folder}/llm" if replaced["llm"] else config.llm.path
+        arch = f"{LOCAL_DIR}{folder}/clip" if "clip" in replaced else config.encoder.arch
+        path = f"{folder}/llm" if "llm" in replaced else config.llm.path
         encoder: EncoderConfig = replace(config.encoder, arch=arch)
         language: LLMConfig = replace(config.llm, path=path)
         yield replace(config, encoder=encoder, llm=language)
 
 
-def _scratch_folders(config: Config) -> tuple[Path | None, Path | None]:
-    """Where the recipe's own small CLIP and LM will be, for those that are not there yet."""
+def unmade_weights(config: Config) -> set[str]:
+    """Of "clip" and "llm", what the recipe uses, makes itself, and has not made yet."""
     if not config.pretrain.out:
-        return None, None
+        return set()
     out = Path(config.pretrain.out)
     clip, llm = out / "clip", out / "llm"
-    wanted = config.encoder.arch == f"{LOCAL_DIR}{clip}" and not (clip / CLIP_CONFIG).is_file()
-    needed = Path(config.llm.path) == llm and not (llm / "config.json").is_file()
-    return clip if wanted else None, llm if needed else None
+    used = {
+        "clip": config.encoder.arch == f"{LOCAL_DIR}{clip}" and not (clip / CLIP_CONFIG).is_file(),
+        "llm": Path(config.llm.path) == llm and not (llm / "config.json").is_file(),
+    }
+    return {name for name, missing in used.items() if missing}
 
 
 def _contrastive(

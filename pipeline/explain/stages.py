@@ -28,7 +28,7 @@ from pipeline.explain.standing import FINISHED, OFF, RESUMES, STARTS, Standing, 
 from pipeline.explain.text import UNKNOWN, count, plural, section, size
 from pipeline.phases import as_baseline, phases_before
 from pipeline.preflight import problems
-from pipeline.prerequisites import shards_missing
+from pipeline.prerequisites import shards_missing, unmade
 from pipeline.pretrain import recipes_of_pretraining
 from pipeline.run import export_folder
 
@@ -47,7 +47,7 @@ def explain_phase(config: Config, world: World, name: str) -> str:
         parts = [
             _heading(f"stages/{name}.py", config, world, precision),
             _way(config, found, train, stage=name),
-            _not_ready(sketched, _unmade(config), world, name),
+            _not_ready(sketched, unmade(config), world, name),
             parameter_table(plans) if any(plan.counts for plan in plans) else "",
             phase_text(sketched, plans[-1], plans, train, world, precision),
             resolved_recipe(config),
@@ -66,7 +66,7 @@ def explain_evaluate(config: Config, world: World) -> str:
         parts = [
             _heading("stages/evaluate.py", config, world, precision),
             _way(config, found, train, stage="evaluate"),
-            _not_ready(sketched, _unmade(config), world, "evaluate"),
+            _not_ready(sketched, unmade(config), world, "evaluate"),
             parameter_table(plans) if any(plan.counts for plan in plans) else "",
             section("evaluate", _evaluation(config, world, plans)),
             resolved_recipe(config),
@@ -184,19 +184,9 @@ def _weights(config: Config) -> list[tuple[str, str]]:
     return rows
 
 
-def _unmade(config: Config) -> set[str]:
-    """What the recipe will make before anything else, as `preflight.problems` calls it."""
-    if not config.make_missing:
-        return set()
-    out = Path(config.pretrain.out)
-    weights = config.pretrain.out and not all((out / each).is_dir() for each in ("clip", "llm"))
-    names = {"weights": bool(weights), "shards": shards_missing(config)}
-    return {name for name, missing in names.items() if missing}
-
-
-def _not_ready(config: Config, unmade: set[str], world: World, until: str) -> str:
+def _not_ready(config: Config, missing: set[str], world: World, until: str) -> str:
     """What the stage would refuse, every fault once; empty where there is none."""
-    faults = problems(config, world, until=until, unmade=unmade)
+    faults = problems(config, world, until=until, unmade=missing)
     found = list(dict.fromkeys([*_prepared_otherwise(config), *(str(each) for each in faults)]))
     if not found:
         return ""

@@ -81,11 +81,12 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
         ("data.max_tokens", cfg.data.max_tokens),
         ("evaluate.max_new_tokens", cfg.evaluate.max_new_tokens),
     ):
-        if cfg.st.prefix_length + tokens > limit:
+        room = limit - cfg.st.prefix_length
+        if tokens > room:
+            remedy = f"at most {room} fit" if room > 0 else "make the prefix shorter"
             raise ConfigError(
                 f"{key}: {tokens} tokens after a prefix of {cfg.st.prefix_length} "
-                f"(st.prefix_length) exceed the context of {limit} of {cfg.llm.path}; "
-                f"at most {limit - cfg.st.prefix_length} fit"
+                f"(st.prefix_length) exceed the language model's context of {limit}; {remedy}"
             )
 
 
