@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_untrained(made)
     said = export(asked(made, f"official={made / 'official.pt'}", f"out={made / 'imported'}"))
     assert "mlp mapper, prefix_length 4" in said and "captions end at '.'" in said
+    assert "features are not normalised (encoder.normalize;" in said
     return made
 
 
