@@ -72,6 +72,9 @@ def test_an_imported_checkpoint_must_be_told_where_captions_end(folder: Path) ->
     config = asked(folder, f"evaluate.export={folder / 'imported'}", "evaluate.metrics=[]")
     with pytest.raises(ConfigError, match=r"never learnt an EOS.* set evaluate\.stop=\."):
         evaluate(config, ALONE)
+    config.caption.checkpoint, config.caption.images = str(folder / "imported"), str(folder)
+    with pytest.raises(ConfigError, match=r"never learnt an EOS.* set evaluate\.stop=\."):
+        caption_images(config, ALONE)
 
 
 @pytest.fixture(scope="module")
