@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.checkpoint import (
+    IMPORTED,
     ExportTensors,
     content_hash,
     fingerprint_of,
@@ -24,12 +25,13 @@ from pipeline.config import Config
 from pipeline.data.features import CachedFeatures, encode_shards, feature_files
 from pipeline.data.loader import DecodedImages
 from pipeline.dist import World, wait_for_all
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.encoder import ImageEncoder, Transform, load_image_encoder
 from pipeline.models.families import family
 from pipeline.models.llm import load_tokenizer
 from pipeline.models.lora import check_settings, is_adapter, stable_name
 from pipeline.models.multimodal import MultimodalLM
+from pipeline.models.official import STOP
 from pipeline.models.placement import Placement
 from pipeline.splits import NO_IMAGES, Images, Split, decoded
 
@@ -94,6 +96,16 @@ def check_adapters(config: Config, export: Path) -> None:
     """Raises CheckpointError where an export holds other adapters than the recipe's LLM has."""
     details = read_export(export) or {}
     check_settings(details.get("lora"), config.llm.lora, export)
+
+
+def check_stop(config: Config, export: Path) -> None:
+    """Raises ConfigError where captions of an imported model would not end under this recipe."""
+    details = read_export(export) or {}
+    if details.get("phase") == IMPORTED and config.evaluate.stop is None:
+        raise ConfigError(
+            f"{export} comes from the reference, which never learnt an EOS, so its captions would "
+            f"not end; set evaluate.stop={STOP}"
+        )
 
 
 def overlay(

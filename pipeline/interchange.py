@@ -66,7 +66,11 @@ def import_official(config: Config, file: Path, out: Path) -> str:
     }
     used = replace(config, evaluate=settings, export=ExportConfig())
     ckpt.save_export(out, official.tensors, Progress(), details, used)
-    return f"{out}: {official}; captions end at {settings.stop!r}"
+    normalised = "normalised" if config.encoder.normalize else "not normalised"
+    return (
+        f"{out}: {official}; captions end at {settings.stop!r}; image features are {normalised} "
+        "(encoder.normalize; no checkpoint tells whether its own were)"
+    )
 
 
 def convert(config: Config, source: Path, out: Path) -> str:

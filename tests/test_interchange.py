@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_untrained(made)
     said = export(asked(made, f"official={made / 'official.pt'}", f"out={made / 'imported'}"))
     assert "mlp mapper, prefix_length 4" in said and "captions end at '.'" in said
+    assert "features are not normalised (encoder.normalize;" in said
     return made
 
 
@@ -71,6 +72,9 @@ def test_an_imported_checkpoint_must_be_told_where_captions_end(folder: Path) ->
     config = asked(folder, f"evaluate.export={folder / 'imported'}", "evaluate.metrics=[]")
     with pytest.raises(ConfigError, match=r"never learnt an EOS.* set evaluate\.stop=\."):
         evaluate(config, ALONE)
+    config.caption.checkpoint, config.caption.images = str(folder / "imported"), str(folder)
+    with pytest.raises(ConfigError, match=r"never learnt an EOS.* set evaluate\.stop=\."):
+        caption_images(config, ALONE)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from pipeline.assemble import CaptionModel, build_caption_model, check_adapters
+from pipeline.assemble import CaptionModel, build_caption_model, check_adapters, check_stop
 from pipeline.captioning import caption_batches
 from pipeline.checkpoint import ExportTensors, check_has_st
 from pipeline.config import Config
@@ -83,6 +83,7 @@ def _export(config: Config) -> str:
     export = find_export(Path(config.caption.checkpoint), "checkpoint")
     check_has_st(export)
     check_adapters(config, export)
+    check_stop(config, export)
     return str(export)
 
 

@@ -18,6 +18,7 @@ from pipeline.assemble import (
     CaptionModel,
     build_caption_model,
     check_adapters,
+    check_stop,
     overlay_clip,
 )
 from pipeline.captioning import caption_batches
@@ -34,7 +35,6 @@ from pipeline.evaluation.results import announce_spice, write_results
 from pipeline.evaluation.retrieval import recall_at_k
 from pipeline.exports import find_export
 from pipeline.models.encoder import load_clip
-from pipeline.models.official import STOP
 from pipeline.objectives import ContrastiveTask, LanguageTask
 from pipeline.run import export_folder, finished_export
 from pipeline.splits import Split, caption_dataset, open_split, pair_dataset, share_of
@@ -110,12 +110,7 @@ def _named_export(config: Config) -> Path:
     export = find_export(Path(config.evaluate.export or ""), "evaluate.export")
     ckpt.check_has_st(export)
     check_adapters(config, export)
-    details = ckpt.read_export(export) or {}
-    if details.get("phase") == ckpt.IMPORTED and config.evaluate.stop is None:
-        raise ConfigError(
-            f"evaluate.export={export} comes from the reference, which never learnt an EOS, so its "
-            f"captions would not end; set evaluate.stop={STOP}"
-        )
+    check_stop(config, export)
     return export
 
 
