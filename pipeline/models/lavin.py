@@ -51,7 +51,10 @@ class Layout:
 
 
 def layout(tokenizer: PreTrainedTokenizerBase, slots: int) -> Layout:
-    """The layout in a tokenizer's tokens. slots: features of an image, `len(AdaptedTower.layers)`."""
+    """The layout in a tokenizer's tokens.
+
+    slots: features of an image, as many as `AdaptedTower.layers`.
+    """
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(text, add_special_tokens=False))

@@ -123,7 +123,6 @@ class Lavin(MultimodalLM):
         self,
         inputs: Tensor,
         attention_mask: Tensor,
-        embeds: Tensor | None,
         image_rows: Tensor,
     ) -> Tensor:
         llm: Any = self.llm
@@ -146,7 +145,6 @@ class Lavin(MultimodalLM):
         self,
         inputs: Tensor,
         attention_mask: Tensor,
-        embeds: Tensor | None,
         image_rows: Tensor,
         **options: Any,
     ) -> Tensor:

@@ -136,7 +136,7 @@ class MultimodalLM(nn.Module):
         inputs = self._scatter(tokens, input_ids, embeds, image_rows)
         prefix_mean, text_mean = _means(tokens, embeds, image_rows, labels)
         return MultimodalOutput(
-            logits=self._logits(inputs, attention_mask, embeds, image_rows, chosen),
+            logits=self._logits(inputs, attention_mask, image_rows, chosen),
             labels=labels[:, 1:].flatten()[chosen],
             weights=weights[:, 1:].flatten()[chosen].float(),
             prefix_mean=prefix_mean,
@@ -193,7 +193,6 @@ class MultimodalLM(nn.Module):
             out = self._continue(
                 self.embed(input_ids, embeds, image_rows),
                 attention_mask,
-                embeds,
                 image_rows,
                 generation_config=config,
                 synced_gpus=synced_gpus,
@@ -236,7 +235,6 @@ class MultimodalLM(nn.Module):
         self,
         inputs: Tensor,
         attention_mask: Tensor,
-        embeds: Tensor | None,
         image_rows: Tensor,
     ) -> Tensor:
         """The language model's logits for (R, T, D); a family may put more before each row."""
@@ -249,7 +247,6 @@ class MultimodalLM(nn.Module):
         self,
         inputs: Tensor,
         attention_mask: Tensor,
-        embeds: Tensor | None,
         image_rows: Tensor,
         **options: Any,
     ) -> Tensor:
@@ -264,7 +261,6 @@ class MultimodalLM(nn.Module):
         self,
         inputs: Tensor,
         attention_mask: Tensor,
-        embeds: Tensor | None,
         image_rows: Tensor,
         chosen: Tensor,
     ) -> Tensor:
@@ -281,7 +277,7 @@ class MultimodalLM(nn.Module):
         # their logits afterwards (soft caps, scales) without knowing which models those are.
         handle = head.register_forward_pre_hook(thin)
         try:
-            logits = self._run(inputs, attention_mask, embeds, image_rows)
+            logits = self._run(inputs, attention_mask, image_rows)
         finally:
             handle.remove()
         return logits[0]
