@@ -83,7 +83,7 @@ class DecoderLayer:
             _, key, value = fused.chunk(3, dim=-1)  # (B, S, D) each: no grouped queries here
         else:
             key, value = (each(hidden) for each in projections[1:])
-        shape = (*hidden.shape[:-1], self.kv_heads, self.head_dim)
+        shape = (*key.shape[:-1], self.kv_heads, self.head_dim)
         key, value = key.reshape(shape), value.reshape(shape)
         if self._names.key_norm is not None:
             key = getattr(self.attention, self._names.key_norm)(key)
