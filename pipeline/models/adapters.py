@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.config import MMAdapterConfig
@@ -81,8 +82,10 @@ class Expert(nn.Module):
         return mapped + share * self.bias
 
     def dense(self) -> Tensor:
-        """B as one matrix (D, h)."""
-        return torch.block_diag(*self.weight.chunk(GROUPS, 0))
+        """B as one matrix (D, h), zero outside its blocks."""
+        size = self.weight.shape[1]
+        blocks = enumerate(self.weight.chunk(GROUPS, 0))
+        return torch.cat([F.pad(b, (i * size, (GROUPS - 1 - i) * size)) for i, b in blocks])
 
 
 class MMAdapter(nn.Module):
@@ -117,7 +120,7 @@ class MMAdapter(nn.Module):
             (B, T, D).
         """
         low = self.drop(self.down(hidden))  # (B, T, h)
-        for expert, weight in zip(self.up, (self.scale * routing).split(1, -1), strict=True):
+        for expert, weight in zip(self.up, (self.scale * routing).chunk(EXPERTS, -1), strict=True):
             hidden = hidden + expert(low, weight)
         return hidden
 

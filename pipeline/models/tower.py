@@ -47,7 +47,7 @@ def tower_blocks(visual: nn.Module) -> TowerBlocks:
         blocks = tuple(tower.transformer.resblocks)
         norms = tuple(each.ln_1 for each in blocks)
         return TowerBlocks(blocks, norms, int(tower.transformer.width), class_token=True)
-    trunk = getattr(tower, "trunk", None)
+    trunk: Any = getattr(tower, "trunk", None)
     if hasattr(trunk, "blocks") and all(hasattr(each, "norm1") for each in trunk.blocks):
         blocks = tuple(trunk.blocks)
         norms = tuple(each.norm1 for each in blocks)
@@ -153,12 +153,13 @@ class AdaptedTower(LayeredTower):
         super().__init__(visual, layers)
         self.adapters = adapters
         self.routing = routing
-        for norm, adapter in zip(self.blocks.norms, adapters, strict=True):
-            norm.register_forward_hook(partial(self._adapt, adapter))
+        for index, norm in enumerate(self.blocks.norms):
+            norm.register_forward_hook(partial(self._adapt, index))
 
     def _adapt(
-        self, adapter: MMAdapter, norm: nn.Module, args: tuple[Tensor, ...], normed: Tensor
+        self, index: int, norm: nn.Module, args: tuple[Tensor, ...], normed: Tensor
     ) -> Tensor:
+        adapter: Any = self.adapters[index]
         seen = normed if self.routing == "token" else self.blocks.summary(normed)
         adapted: Tensor = adapter(normed, adapter.router(seen))
         return adapted

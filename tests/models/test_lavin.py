@@ -78,6 +78,17 @@ def rows() -> dict[str, Tensor]:
     }
 
 
+def prompts() -> dict[str, Tensor]:
+    """The same rows as prompts: padded on the left."""
+    row = rows()
+    for name in ("input_ids", "attention_mask"):
+        lengths = [8, 7, 5]
+        row[name] = torch.stack(
+            [each.roll(8 - n) for each, n in zip(row[name], lengths, strict=True)]
+        )
+    return row
+
+
 def plainly(model: Lavin, row: dict[str, Tensor]) -> Tensor:
     """(R, T, V) as the reference computes them: the modality token in the sequence, a 4-D mask in
     which nobody else sees it, SDPA as it comes."""
@@ -101,8 +112,9 @@ def plainly(model: Lavin, row: dict[str, Tensor]) -> Tensor:
 
 
 @EVERY
-def test_the_fast_way_equals_the_token_and_its_mask(name: str) -> None:
-    model, row = lavin(tiny.DECODERS[name]()), rows()
+@pytest.mark.parametrize("padded", ["right", "left"])
+def test_the_fast_way_equals_the_token_and_its_mask(name: str, padded: str) -> None:
+    model, row = lavin(tiny.DECODERS[name]()), rows() if padded == "right" else prompts()
     fast = every_logit(model, row).view(3, 7, -1)
     plain = plainly(model, row)[:, :-1]
     real = row["attention_mask"][:, :-1].bool()
@@ -127,17 +139,6 @@ def test_a_row_depends_on_its_own_modality_and_on_no_other_row(name: str) -> Non
     changed = every_logit(model, row).view(3, 7, -1)
     torch.testing.assert_close(changed[2, :4], alone, atol=1e-5, rtol=1e-5)
     assert (changed[:2] - together[:2]).abs().max() > 1e-3
-
-
-def prompts() -> dict[str, Tensor]:
-    """The same rows as prompts: padded on the left."""
-    row = rows()
-    for name in ("input_ids", "attention_mask"):
-        lengths = [8, 7, 5]
-        row[name] = torch.stack(
-            [each.roll(8 - n) for each, n in zip(row[name], lengths, strict=True)]
-        )
-    return row
 
 
 def answers(model: Lavin, prompt: dict[str, Tensor], **options: Any) -> Tensor:
@@ -201,7 +202,7 @@ def test_checkpointed_activations_give_equal_gradients() -> None:
         model = lavin(tiny.qwen2(), dropout=0.3).requires_grad_(False)
         model.adapters.requires_grad_(True)
         if saving:
-            model.llm.gradient_checkpointing_enable({"use_reentrant": False})
+            model.llm.gradient_checkpointing_enable()
         torch.manual_seed(3)
         every_logit(model.train(), rows()).square().sum().backward()
         gradients.append([each.grad for each in model.adapters.parameters()])
