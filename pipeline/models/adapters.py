@@ -89,7 +89,7 @@ class Expert(nn.Module):
 
 
 class MMAdapter(nn.Module):
-    """x + s * sum_i w_i * (B_i dropout(A x + a) + b_i). SOURCE: FACTS 3.3; Luo et al., 2023, eq. 4.
+    """x + s * sum_i w_i * (B_i dropout(A x + a) + b_i).
 
     Args:
         width: D, of the hidden states.
@@ -149,7 +149,7 @@ class MMAdapter(nn.Module):
 def fold_into(linear: nn.Module, up: Tensor, down: Tensor, bias: Tensor) -> None:
     """Changes `linear` in place to do to x what it did to x + U (A x) + c.
 
-    SOURCE: FACTS 3.4. Computed in float32; whole weights are needed, of no more than `linear`.
+    Computed in float32; whole weights are needed, of no more than `linear`.
 
     Args:
         linear: torch's Linear, or transformers' Conv1D, whose weight is transposed.

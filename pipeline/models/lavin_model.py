@@ -5,8 +5,8 @@ its hidden state before a layer's attention gives that layer's routing weights, 
 training it is carried through the layers in front of its row, where the rest needs no mask for it;
 one token a row, so that dropout differs between rows. Where keys and values are cached it is not
 there: its weights have one of two values in each layer, which are computed once. Positions count it
-in both, so BOS is at position 1. SOURCE: FACTS 3.1-3.4; Luo et al., 2023. The reference decodes at
-other positions than it trains at (FACTS L2); this does not.
+in both, so BOS is at position 1. SOURCE: Luo et al., 2023 (LaVIN); its code lavin/model.py:259-332,
+which decodes at other positions than it trains at (lavin/generator.py:97-101); this does not.
 """
 
 from collections.abc import Iterator
@@ -107,7 +107,7 @@ class Lavin(MultimodalLM):
 
         From then on the model takes rows of that modality only, and runs no adapters in the
         language model. It needs whole weights: a model that is partitioned by ZeRO-3 is exported
-        first. SOURCE: FACTS 3.4.
+        first. Exact, because an adapter is linear for given routing weights.
         """
         if self._folded is not None:
             raise ValueError("the adapters are folded already")

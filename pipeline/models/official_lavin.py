@@ -2,10 +2,10 @@
 
 A file holds what trains there, every tensor whose name has "adapter" in it: the adapters of the
 language model and of the image tower, the visual projection, the modality embedding. After training
-on several GPUs all names start with `module.`, which the reference's own --resume ignores silently
-(FACTS L3). Nothing is dropped here: what is unknown or missing is listed. Adapters trained there
-on batches route images by the batch's first (FACTS L1); `lavin.routing=token` is what its single
-images get. SOURCE: LaVIN lavin/mm_adapter.py, lavin/model.py, util/misc.py:291-330.
+on several GPUs all names start with `module.`, of which the reference's own --resume loads nothing
+and says nothing. Nothing is dropped here: what is unknown or missing is listed. In a batch the
+reference routes all images by the first; `lavin.routing=token` is what its single images get.
+SOURCE: LaVIN lavin/mm_adapter.py, lavin/model.py, util/misc.py:291-330.
 """
 
 import argparse

@@ -148,7 +148,7 @@ def answers(model: Lavin, prompt: dict[str, Tensor], **options: Any) -> Tensor:
 
 @EVERY
 def test_step_by_step_logits_equal_teacher_forced_ones(name: str) -> None:
-    # FACTS L2: the reference decodes at other positions than it trains at.
+    # The reference decodes at other positions than it trains at.
     model, prompt = lavin(tiny.DECODERS[name]()), prompts()
     steps: list[Tensor] = []
     head = model.llm.get_output_embeddings()

@@ -25,7 +25,7 @@ def tower(routing: str = "cls", **adapter: Any) -> AdaptedTower:
 
 @pytest.mark.parametrize("routing", ["cls", "token"])
 def test_an_image_does_not_depend_on_the_others_of_its_batch(routing: str) -> None:
-    # FACTS L1: the reference routes all images by the first.
+    # The reference routes all images by the first.
     model, images = tower(routing), torch.randn(3, 3, 16, 16)
     alone = torch.cat([model(each[None]) for each in images])
     torch.testing.assert_close(model(images), alone, atol=1e-5, rtol=1e-5)
