@@ -40,6 +40,10 @@ class EncoderConfig:
     # a tag of open_clip, a local file, or null (random weights)
     pretrained: str | None = path("openai")
     normalize: bool = False  # L2-normalise the features (the reference's --normalize_prefix)
+    # how pixels are prepared: `own` is what the weights were trained with; the references of LaVIN
+    # and LLaMA-Adapter use ImageNet's mean and std, LaVIN also squashes images to a square
+    pixels: str = one_of("own", "own", "imagenet")
+    resize: str = one_of("own", "own", "squash")
 
 
 @dataclass
@@ -52,6 +56,28 @@ class STConfig:
     clip_length: int = positive(10)  # transformer: tokens that the image feature is unfolded into
     num_layers: int = positive(8)  # transformer
     num_heads: int = positive(8)  # transformer
+
+
+@dataclass
+class MMAdapterConfig:
+    """LaVIN's adapters before the attention of every layer, in the LLM and in the image tower."""
+
+    hidden: int = positive(8)  # width of the bottleneck; even
+    scale: float = 1.0  # of the update
+    temperature: float = positive(10.0)  # of the router; the reference: 10 for 7B, 5 for 13B
+    dropout: float = not_negative(0.1)  # in the bottleneck
+
+
+@dataclass
+class LavinConfig:
+    """What the family lavin is made of besides encoder and llm."""
+
+    adapter: MMAdapterConfig = field(default_factory=MMAdapterConfig)
+    # what an image's adapters route on: its class token, or each token on itself, as the reference
+    # does for single images (its checkpoints want `token`)
+    routing: str = one_of("cls", "cls", "token")
+    image_layers: list[int] = field(default_factory=list)  # from 1; empty: 6 evenly spaced
+    visual_hidden: int = positive(128)  # width of the visual projection
 
 
 @dataclass
@@ -310,6 +336,7 @@ class Config:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     st: STConfig = field(default_factory=STConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
+    lavin: LavinConfig = field(default_factory=LavinConfig)
     data: DataConfig = field(default_factory=DataConfig)
     encoder_adapt: EncoderAdaptConfig = field(default_factory=EncoderAdaptConfig)
     st_align: STAlignConfig = field(default_factory=STAlignConfig)
