@@ -33,6 +33,9 @@ class EncoderConfig:
     arch: str = "ViT-B-32"  # an open_clip architecture, or local-dir:FOLDER in open_clip's format
     pretrained: str | None = "openai"  # a tag of open_clip, a local file, or null (random weights)
     normalize: bool = False  # L2-normalise the features (the reference's --normalize_prefix)
+    # s cuts an image of s times the tower's size into s * s tiles and takes the mean of their
+    # features; the scales' features follow one another on the channels
+    scales: list[int] = field(default_factory=lambda: [1])
 
 
 @dataclass
@@ -45,6 +48,18 @@ class STConfig:
     clip_length: int = positive(10)  # transformer: tokens that the image feature is unfolded into
     num_layers: int = positive(8)  # transformer
     num_heads: int = positive(8)  # transformer
+
+
+@dataclass
+class LlamaAdapterConfig:
+    """Adaption prompts in the language model, of family=llama_adapter."""
+
+    layers: int = positive(30)  # topmost layers with prompts
+    prompt_length: int = positive(10)  # prompts of each
+    # V2: first layers that attend to the image's embeddings (st.prefix_length of them); 0 is V1,
+    # which adds the image's one embedding to the prompts of the topmost layers
+    early_layers: int = not_negative(0)
+    bias_scale: bool = False  # V2: y = scale * (W x + bias) in every linear map of the layers
 
 
 @dataclass
@@ -229,6 +244,7 @@ class Config:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     st: STConfig = field(default_factory=STConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
+    llama_adapter: LlamaAdapterConfig = field(default_factory=LlamaAdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     encoder_adapt: EncoderAdaptConfig = field(default_factory=EncoderAdaptConfig)
     st_align: STAlignConfig = field(default_factory=STAlignConfig)
