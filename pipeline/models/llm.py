@@ -1,6 +1,7 @@
 """Causal language models of transformers, built skeleton first and filled tensor by tensor.
 
-Any causal language model of transformers, from a folder or a hub name, equal to what
+Any causal language model of transformers, from a folder or a hub name, or LLaMA from a folder as
+Meta publishes it (`official_meta.py`), equal to what
 `from_pretrained` gives (a test holds this) but never whole on a rank that keeps only a part. A
 checkpoint that transformers converts as it loads (stacked experts) is the exception: it is read
 whole. No code of a model repository is ever run.
@@ -26,6 +27,7 @@ from transformers.initialization import no_init_weights
 
 from pipeline.config import LLMConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.official_meta import MetaWeights, is_meta_folder
 from pipeline.models.placement import Placement, check_shapes, fill
 from pipeline.models.weights import TensorFiles, weight_files
 
@@ -63,18 +65,12 @@ def load_llm(
         ) from error
     model.tie_weights()  # skipped together with the initialisation
     restore_buffers(model)
-    files = TensorFiles(
-        weight_files(cfg.path, lambda name: _locate(cfg.path, name)), model.base_model_prefix
-    )
-    names = [name for name, _ in model.named_parameters()]
-    aliases = model.named_parameters(remove_duplicate=False)
-    present = {id(each) for name, each in aliases if files.source(name) is not None}
-    if all(id(model.get_parameter(name)) in present for name in names):
-        shapes = {name: files.shapes[source] for name in names if (source := files.source(name))}
-        check_shapes(model, shapes, placement)
-        fill(model, files, placement, seed=seed, init=None)
+    if is_meta_folder(cfg.path):
+        meta = MetaWeights(Path(cfg.path))
+        check_shapes(model, meta.shapes, placement)
+        fill(model, meta, placement, seed=seed, init=None)
     else:
-        fill(model, _converted(cfg, config, dtype).get, placement, seed=seed, init=None)
+        _fill_from_files(model, cfg, placement, seed=seed)
     model.generation_config = _GenerationConfig()
     model.train(False)
     return model
@@ -87,10 +83,14 @@ def load_llm_config(cfg: LLMConfig) -> PretrainedConfig:
         ConfigError: there is no such folder or hub model, or it is no model of transformers.
     """
     _check_path(cfg.path)
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(cfg.path)
-    except (OSError, ValueError) as error:
-        raise _unreachable(cfg.path, error) from error
+    config: PretrainedConfig
+    if is_meta_folder(cfg.path):
+        config = MetaWeights(Path(cfg.path)).config
+    else:
+        try:
+            config = AutoConfig.from_pretrained(cfg.path)
+        except (OSError, ValueError) as error:
+            raise _unreachable(cfg.path, error) from error
     if cfg.dropout is not None:
         for key, value in config.to_dict().items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -163,6 +163,24 @@ def restore_buffers(model: PreTrainedModel) -> None:
             initialise(module)
 
 
+def _fill_from_files(
+    model: PreTrainedModel, cfg: LLMConfig, placement: Placement, *, seed: int
+) -> None:
+    files = TensorFiles(
+        weight_files(cfg.path, lambda name: _locate(cfg.path, name)), model.base_model_prefix
+    )
+    names = [name for name, _ in model.named_parameters()]
+    aliases = model.named_parameters(remove_duplicate=False)
+    present = {id(each) for name, each in aliases if files.source(name) is not None}
+    if all(id(model.get_parameter(name)) in present for name in names):
+        shapes = {name: files.shapes[source] for name in names if (source := files.source(name))}
+        check_shapes(model, shapes, placement)
+        fill(model, files, placement, seed=seed, init=None)
+    else:
+        whole = _converted(cfg, model.config, model.dtype)
+        fill(model, whole.get, placement, seed=seed, init=None)
+
+
 def _converted(cfg: LLMConfig, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """All tensors under the model's names, after transformers' own conversion; a whole copy."""
     model, info = _AutoModel.from_pretrained(
@@ -188,10 +206,10 @@ def _check_path(path: str) -> None:
                 f"llm.path: there is no folder {path}; name a folder with a model of transformers, "
                 "or its name on the hub"
             )
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file() and not is_meta_folder(path):
             raise ConfigError(
                 f"llm.path: {path} has no config.json, so it is no model of transformers; name the "
-                "folder that holds config.json and the weights"
+                "folder that holds config.json and the weights (or Meta's params.json and theirs)"
             )
 
 
