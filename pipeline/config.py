@@ -33,6 +33,10 @@ class EncoderConfig:
     arch: str = "ViT-B-32"  # an open_clip architecture, or local-dir:FOLDER in open_clip's format
     pretrained: str | None = "openai"  # a tag of open_clip, a local file, or null (random weights)
     normalize: bool = False  # L2-normalise the features (the reference's --normalize_prefix)
+    # how pixels are prepared: `own` is what the weights were trained with; the references of LaVIN
+    # and LLaMA-Adapter use ImageNet's mean and std, LaVIN also squashes images to a square
+    pixels: str = one_of("own", "own", "imagenet")
+    resize: str = one_of("own", "own", "squash")
     # s cuts an image of s times the tower's size into s * s tiles and takes the mean of their
     # features; the scales' features follow one another on the channels
     scales: list[int] = field(default_factory=lambda: [1])
@@ -60,6 +64,28 @@ class LlamaAdapterConfig:
     # which adds the image's one embedding to the prompts of the topmost layers
     early_layers: int = not_negative(0)
     bias_scale: bool = False  # V2: y = scale * (W x + bias) in every linear map of the layers
+
+
+@dataclass
+class MMAdapterConfig:
+    """LaVIN's adapters before the attention of every layer, in the LLM and in the image tower."""
+
+    hidden: int = positive(8)  # width of the bottleneck; even
+    scale: float = 1.0  # of the update
+    temperature: float = positive(10.0)  # of the router; the reference: 10 for 7B, 5 for 13B
+    dropout: float = not_negative(0.1)  # in the bottleneck
+
+
+@dataclass
+class LavinConfig:
+    """What the family lavin is made of besides encoder and llm."""
+
+    adapter: MMAdapterConfig = field(default_factory=MMAdapterConfig)
+    # what an image's adapters route on: its class token, or each token on itself, as the reference
+    # does for single images (its checkpoints want `token`)
+    routing: str = one_of("cls", "cls", "token")
+    image_layers: list[int] = field(default_factory=list)  # from 1; empty: 6 evenly spaced
+    visual_hidden: int = positive(128)  # width of the visual projection
 
 
 @dataclass
@@ -244,6 +270,7 @@ class Config:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     st: STConfig = field(default_factory=STConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
+    lavin: LavinConfig = field(default_factory=LavinConfig)
     llama_adapter: LlamaAdapterConfig = field(default_factory=LlamaAdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     encoder_adapt: EncoderAdaptConfig = field(default_factory=EncoderAdaptConfig)

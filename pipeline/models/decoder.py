@@ -83,8 +83,8 @@ class DecoderLayer:
             _, key, value = fused.chunk(3, dim=-1)  # (B, S, D) each: no grouped queries here
         else:
             key, value = (each(hidden) for each in projections[1:])
-        heads = (self.kv_heads, self.head_dim)
-        key, value = key.unflatten(-1, heads), value.unflatten(-1, heads)  # (B, S, Hkv, d)
+        shape = (*key.shape[:-1], self.kv_heads, self.head_dim)
+        key, value = key.reshape(shape), value.reshape(shape)
         if self._names.key_norm is not None:
             key = getattr(self.attention, self._names.key_norm)(key)
         return key.transpose(1, 2), value.transpose(1, 2)

@@ -17,6 +17,7 @@ from typing import Any
 import open_clip
 import torch
 from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -168,8 +169,11 @@ def depth_groups(visual: nn.Module) -> list[list[str]]:
 
 def _create(cfg: EncoderConfig, seed: int) -> tuple[nn.Module, Transform]:
     """open_clip's model and validation transform; the user's mistakes become one line."""
-    quick_gelu = check_encoder(cfg)
-    options: dict[str, Any] = {"force_quick_gelu": True} if quick_gelu else {}
+    options: dict[str, Any] = {"force_quick_gelu": True} if check_encoder(cfg) else {}
+    if cfg.pixels == "imagenet":
+        options |= {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+    if cfg.resize == "squash":
+        options["image_resize_mode"] = "squash"
     try:
         with torch.random.fork_rng(devices=[]):  # random weights must agree between ranks
             torch.default_generator.manual_seed(seed)
