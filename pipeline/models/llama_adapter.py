@@ -56,6 +56,11 @@ class LlamaAdapter(MultimodalLM):
         if affine is not None:
             affine.attach(layers)
 
+    def units(self) -> tuple[nn.Module, ...]:
+        """With the prompts, and the bias and scale where there are some."""
+        added = (self.adaption, self.affine)
+        return (*super().units(), *(each for each in added if each is not None))
+
     def _scatter(
         self, tokens: Tensor, input_ids: Tensor, image_embeds: Tensor | None, image_rows: Tensor
     ) -> Tensor:
