@@ -88,7 +88,7 @@ class ImageEncoder(nn.Module):
         out = self.visual(tiles.flatten(0, 1))
         features: Tensor = out[0] if isinstance(out, tuple) else out  # CoCa adds its tokens
         features = F.normalize(features, dim=-1) if self.normalize else features
-        return features.unflatten(0, tiles.shape[:2])
+        return features.reshape(*tiles.shape[:2], -1)
 
     def train(self, mode: bool = True) -> "ImageEncoder":
         """Sets the mode of everything but batch normalisation, which stays in eval."""

@@ -33,8 +33,8 @@ def views(images: Tensor, scales: Sequence[int]) -> Iterator[Tensor]:
         if scale != largest:
             size = (scale * height, scale * width)
             scaled = F.interpolate(images, size, mode="bicubic", antialias=True)
-        rows = scaled.unflatten(-2, (scale, height)).unflatten(-1, (scale, width))
-        yield rows.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # (B, 3, s, H, s, W) before
+        tiles = scaled.reshape(-1, 3, scale, height, scale, width)
+        yield tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
 def enlarged(visual: nn.Module, scale: int) -> Callable[[Image.Image], Tensor]:

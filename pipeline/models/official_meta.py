@@ -78,10 +78,11 @@ class MetaWeights:
         dim = self._cut(theirs)
         parts = [shard[theirs] for shard in self._shards]
         whole = parts[0] if dim is None else torch.cat(parts, dim)
+        heads = self.config.num_attention_heads
         if theirs.endswith("attention.wq.weight"):
-            return split_halves(whole, self.config.num_attention_heads)
+            return split_halves(whole, heads)
         if theirs.endswith("attention.wk.weight"):
-            return split_halves(whole, self.config.num_key_value_heads)
+            return split_halves(whole, self.config.num_key_value_heads or heads)
         return whole
 
     def _sources(self) -> dict[str, str]:
@@ -167,7 +168,7 @@ def split_halves(weight: Tensor, heads: int) -> Tensor:
 
     weight: (heads * d, D); returns the same rows in the other order.
     """
-    return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    return weight.reshape(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def rename(name: str) -> str | None:
