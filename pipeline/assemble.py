@@ -177,7 +177,7 @@ def recipe_identity(config: Config, cache: Path, *, language: bool) -> dict[str,
     identity: dict[str, object] = {
         "seed": config.seed,
         "precision": config.precision,
-        "encoder": [arch, hashes[1]],
+        "encoder": [arch, hashes[1], encoder.pixels, encoder.resize],
         "data": [config.data.lanes, config.data.window],
     }
     if not language:

@@ -93,16 +93,13 @@ class MMAdapter(nn.Module):
         cfg: size, scale, temperature, dropout.
 
     Raises:
-        ConfigError: two groups do not divide D or the adapter's own width.
+        ValueError: the groups do not divide D or the adapter's own width.
     """
 
     def __init__(self, width: int, cfg: MMAdapterConfig) -> None:
         super().__init__()
         if cfg.hidden % GROUPS or width % GROUPS:
-            raise ConfigError(
-                f"lavin.adapter.hidden: {cfg.hidden}, before hidden states of width {width}: both "
-                f"must be multiples of {GROUPS}; choose another width of the adapter"
-            )
+            raise ValueError(f"{GROUPS} groups do not divide both {cfg.hidden} and {width}")
         self.scale = cfg.scale
         self.router = Router(width, cfg.temperature)
         self.down = XavierLinear(width, cfg.hidden)

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.models.adapters import GROUPS
 from pipeline.models.decoder import check_decoder
 from pipeline.models.encoder import ImageEncoder, load_image_encoder
 from pipeline.models.lavin_model import LanguageAdapters, Lavin
@@ -114,9 +115,20 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
     """Compares the recipe with the language model's config, before anything is loaded.
 
     Raises:
-        ConfigError: an architecture that is not known, or rows longer than its context.
+        ConfigError: an architecture that is not known, rows longer than its context, or adapters
+            that cannot be.
     """
     check_decoder(config)
+    adapter = cfg.lavin.adapter
+    if adapter.hidden % GROUPS:
+        raise ConfigError(
+            f"lavin.adapter.hidden: {adapter.hidden} cannot be cut into {GROUPS} groups; "
+            f"set it to a multiple of {GROUPS}"
+        )
+    if adapter.dropout >= 1:
+        raise ConfigError(
+            f"lavin.adapter.dropout: {adapter.dropout} would drop everything; set it below 1"
+        )
     limit = context_length(config)
     longest = cfg.data.max_tokens + 1
     if limit is not None and longest > limit:

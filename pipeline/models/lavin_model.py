@@ -119,12 +119,7 @@ class Lavin(MultimodalLM):
                 fold_into(projection, *linear)
         self._folded = has_image
 
-    def _run(
-        self,
-        inputs: Tensor,
-        attention_mask: Tensor,
-        image_rows: Tensor,
-    ) -> Tensor:
+    def _run(self, inputs: Tensor, attention_mask: Tensor, image_rows: Tensor) -> Tensor:
         llm: Any = self.llm
         if self._folded is not None:
             with self._tokenless(attention_mask, image_rows) as told:
@@ -142,11 +137,7 @@ class Lavin(MultimodalLM):
         return logits
 
     def _continue(
-        self,
-        inputs: Tensor,
-        attention_mask: Tensor,
-        image_rows: Tensor,
-        **options: Any,
+        self, inputs: Tensor, attention_mask: Tensor, image_rows: Tensor, **options: Any
     ) -> Tensor:
         llm: Any = self.llm
         with self._tokenless(attention_mask, image_rows) as told:

@@ -243,12 +243,7 @@ class MultimodalLM(nn.Module):
         source = image_embeds[image_rows.clamp(min=0)[:, None], place.clamp(max=length - 1)]
         return torch.where(slot[..., None], source.to(tokens.dtype), tokens)
 
-    def _run(
-        self,
-        inputs: Tensor,
-        attention_mask: Tensor,
-        image_rows: Tensor,
-    ) -> Tensor:
+    def _run(self, inputs: Tensor, attention_mask: Tensor, image_rows: Tensor) -> Tensor:
         """The language model's logits for (R, T, D); a family may put more before each row."""
         llm: Any = self.llm  # transformers leaves its forward untyped
         out = llm(inputs_embeds=inputs, attention_mask=attention_mask, use_cache=False)
@@ -256,11 +251,7 @@ class MultimodalLM(nn.Module):
         return logits
 
     def _continue(
-        self,
-        inputs: Tensor,
-        attention_mask: Tensor,
-        image_rows: Tensor,
-        **options: Any,
+        self, inputs: Tensor, attention_mask: Tensor, image_rows: Tensor, **options: Any
     ) -> Tensor:
         """New tokens after prompts (R, T, D), by transformers' generate with its `options`."""
         llm: Any = self.llm
@@ -270,11 +261,7 @@ class MultimodalLM(nn.Module):
         return tokens
 
     def _logits(
-        self,
-        inputs: Tensor,
-        attention_mask: Tensor,
-        image_rows: Tensor,
-        chosen: Tensor,
+        self, inputs: Tensor, attention_mask: Tensor, image_rows: Tensor, chosen: Tensor
     ) -> Tensor:
         """(R, T, D) and places (N,) in the flattened (R, T - 1) -> (N, V)."""
         llm: Any = self.llm

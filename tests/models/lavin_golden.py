@@ -64,27 +64,24 @@ def model() -> Lavin:
     return made.eval()
 
 
-def sequence(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-    """The arguments of a forward pass with a target at every place, and how many came before.
+def row(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The file's one row as our model takes it, without the modality token.
 
-    The first targets cannot be known from the file; any token does.
+    `labels` are the reference's, which it shifts by itself; 0 is none.
     """
     has_image = bool(tensors["input.has_image"])
-    kind = "image" if has_image else "no_image"
-    prefix = tensors[f"input.prefix_{kind}_tokens"].tolist()
+    prefix = tensors[f"input.prefix_{'image' if has_image else 'no_image'}_tokens"].tolist()
     slots = [IMAGE_SLOT] * tensors["output.image_embeds"].shape[1] if has_image else []
     tokens, labels = tensors["input.tokens"][0].tolist(), tensors["input.labels"][0].tolist()
-    length = len(tokens)
-    before = len(prefix) + len(slots)
-    ids = [tokens[0], *prefix, *slots, *tokens[1:]][: length - 1]
-    targets = [0] * (1 + before) + labels[1:]
-    row = {
+    length = len(tokens) - 1  # the reference cuts to the tokens' length with the modality token
+    ids = [tokens[0], *prefix, *slots, *tokens[1:]][:length]
+    found = {
         "image_rows": torch.tensor([0 if has_image else -1]),
         "input_ids": torch.tensor([ids]),
-        "attention_mask": torch.ones(1, len(ids)),
-        "labels": torch.tensor([targets[: length - 1]]),
+        "attention_mask": torch.ones(1, length, dtype=torch.long),
+        "labels": torch.tensor([[0, *[0] * len(prefix + slots), *labels[1:]][:length]]),
     }
-    return row | ({"images": tensors["input.images"]} if has_image else {}), before
+    return found | ({"images": tensors["input.images"]} if has_image else {})
 
 
 def _tower(weights: dict[str, Tensor], sizes: dict[str, Any]) -> nn.Module:
