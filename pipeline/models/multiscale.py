@@ -32,7 +32,8 @@ def views(images: Tensor, scales: Sequence[int]) -> Iterator[Tensor]:
         scaled = images
         if scale != largest:
             size = (scale * height, scale * width)
-            scaled = F.interpolate(images, size, mode="bicubic", antialias=True)
+            single = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
+            scaled = single.to(images.dtype)
         tiles = scaled.reshape(-1, 3, scale, height, scale, width)
         yield tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 

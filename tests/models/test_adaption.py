@@ -185,7 +185,7 @@ def test_recomputed_activations_give_equal_gradients(name: str) -> None:
         runs: list[int] = []
         decoder(llm).layers[0].norm.register_forward_hook(lambda *_, seen=runs: seen.append(1))
         if saving:
-            llm.gradient_checkpointing_enable()
+            llm.activation_checkpointing_enable()
             llm.train()
         visual = torch.randn(1, 2, tiny.WIDTH, generator=torch.Generator().manual_seed(5))
         visual.requires_grad_()

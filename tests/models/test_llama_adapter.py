@@ -238,6 +238,7 @@ def test_build_gives_the_same_weights_again_and_leaves_the_llm_alone(tmp_path: P
     assert {each.dtype for each in first.parameters()} == {torch.bfloat16}
     assert list(first.llm.state_dict()) == list(tiny.qwen2().state_dict())
     prompts = [each.prompt for each in first.adaption.late]
+    assert not any(each.gate.any() for each in (*first.adaption.late, *first.adaption.early))
     assert all(0.5 < float(each.detach().float().std()) < 1.5 for each in prompts)
 
 

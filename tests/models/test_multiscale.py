@@ -68,6 +68,12 @@ def test_a_real_tower_gets_images_of_the_largest_scale() -> None:
     assert torch.cosine_similarity(double[:, : one.width], single) > 0.999
 
 
+def test_half_precision_is_shrunk_too() -> None:
+    images = torch.rand(1, 3, 8, 8).bfloat16()
+    whole, _ = views(images, [1, 2])
+    assert whole.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("scales", [[], [0], [1, 1]])
 def test_scales_that_are_none_are_refused(scales: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"encoder\.scales: .*use \[1\]"):
