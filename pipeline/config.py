@@ -44,6 +44,9 @@ class EncoderConfig:
     # and LLaMA-Adapter use ImageNet's mean and std, LaVIN also squashes images to a square
     pixels: str = one_of("own", "own", "imagenet")
     resize: str = one_of("own", "own", "squash")
+    # s cuts an image of s times the tower's size into s * s tiles and takes the mean of their
+    # features; the scales' features follow one another on the channels
+    scales: list[int] = field(default_factory=lambda: [1])
 
 
 @dataclass
@@ -56,6 +59,18 @@ class STConfig:
     clip_length: int = positive(10)  # transformer: tokens that the image feature is unfolded into
     num_layers: int = positive(8)  # transformer
     num_heads: int = positive(8)  # transformer
+
+
+@dataclass
+class LlamaAdapterConfig:
+    """Adaption prompts in the language model, of family=llama_adapter."""
+
+    layers: int = positive(30)  # topmost layers with prompts
+    prompt_length: int = positive(10)  # prompts of each
+    # V2: first layers that attend to the image's embeddings (st.prefix_length of them); 0 is V1,
+    # which adds the image's one embedding to the prompts of the topmost layers
+    early_layers: int = not_negative(0)
+    bias_scale: bool = False  # V2: y = scale * (W x + bias) in every linear map of the layers
 
 
 @dataclass
@@ -337,6 +352,7 @@ class Config:
     st: STConfig = field(default_factory=STConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
     lavin: LavinConfig = field(default_factory=LavinConfig)
+    llama_adapter: LlamaAdapterConfig = field(default_factory=LlamaAdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     encoder_adapt: EncoderAdaptConfig = field(default_factory=EncoderAdaptConfig)
     st_align: STAlignConfig = field(default_factory=STAlignConfig)

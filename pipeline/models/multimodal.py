@@ -6,7 +6,7 @@ it also works when parameters are partitioned; nothing here knows data, losses o
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -138,8 +138,10 @@ class MultimodalLM(nn.Module):
         tokens = self._embed_tokens(input_ids)
         inputs = self._scatter(tokens, input_ids, embeds, image_rows)
         prefix_mean, text_mean = _means(tokens, embeds, image_rows, labels)
+        with self._seeing(embeds, image_rows):
+            logits = self._logits(inputs, attention_mask, image_rows, chosen)
         return MultimodalOutput(
-            logits=self._logits(inputs, attention_mask, image_rows, chosen),
+            logits=logits,
             labels=labels[:, 1:].flatten()[chosen],
             weights=weights[:, 1:].flatten()[chosen].float(),
             prefix_mean=prefix_mean,
@@ -194,17 +196,27 @@ class MultimodalLM(nn.Module):
                 pad_token_id=pad_token_id,
                 **{"do_sample": False, "use_cache": True, **sampling},
             )
-            out = self._continue(
-                self.embed(input_ids, embeds, image_rows),
-                attention_mask,
-                image_rows,
-                generation_config=config,
-                synced_gpus=synced_gpus,
-            )
+            with self._seeing(embeds, image_rows):
+                out = self._continue(
+                    self.embed(input_ids, embeds, image_rows),
+                    attention_mask,
+                    image_rows,
+                    generation_config=config,
+                    synced_gpus=synced_gpus,
+                )
         # transformers pads finished beams with EOS where the pad id is 0.
         is_eos = torch.isin(out, torch.as_tensor(eos_token_id, device=out.device))
         ended: Tensor = is_eos.cumsum(1) - is_eos.long() > 0
         return torch.where(ended, pad_token_id, out)
+
+    def _seeing(
+        self, image_embeds: Tensor | None, image_rows: Tensor
+    ) -> AbstractContextManager[None]:
+        """The context of each pass of the language model, for images that are not in slots only.
+
+        Args: as in `embed`; a beam search repeats each row.
+        """
+        return nullcontext()
 
     def _encode(self, images: Tensor | None) -> Tensor:
         if self.encoder is None or images is None:
