@@ -181,13 +181,21 @@ class EvaluateConfig:
 class PrepareConfig(RemoteConfig):
     """One data set to be written as shards, or shards of others to be indexed."""
 
-    source: str = ""  # coco, flickr8k, folder, scenes, or webdataset (shards of others)
+    # coco, flickr8k, folder, scenes, scienceqa, or webdataset (shards of others)
+    source: str = ""
     out: str = ""  # folder; each split becomes a sub-folder
-    images: str = ""  # coco, flickr8k, folder: the image folder
+    # coco, flickr8k, folder: the image folder; scienceqa: the folder above train/, val/ and test/
+    images: str = ""
     annotations: list[str] = field(default_factory=list)  # coco: annotation JSON files
     karpathy: str = ""  # coco: dataset_coco.json, whose splits (and sentences) are used
     split: str = "train"  # coco without karpathy, folder without a split column, webdataset
-    captions: str = ""  # flickr8k: captions.txt; folder: a .csv, .tsv, .jsonl or .json file
+    # flickr8k: captions.txt; folder: a .csv, .tsv, .jsonl or .json file; scienceqa: captions.json,
+    # may be left out
+    captions: str = ""
+    problems: list[str] = field(default_factory=list)  # scienceqa: problems.json, or several files
+    pid_splits: str = ""  # scienceqa: pid_splits.json; "" = each problem's own split
+    splits: list[str] = field(default_factory=list)  # scienceqa: empty = train, val and test
+    resplit: bool = False  # scienceqa: train, val, test anew by the pid's hash, for trials
     image_column: str = ""  # folder: "" = found by its usual names (image, file_name, path, ...)
     caption_column: str = ""  # folder: "" = found by its usual names (caption, text, ...)
     split_column: str = ""  # folder: "" = the column `split`, where there is one

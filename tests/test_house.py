@@ -19,7 +19,13 @@ PIPELINE = REPOSITORY / "pipeline"
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors",),
     1: ("config", "ds_config", "recipe", "dist"),
-    2: ("evaluation.captions", "evaluation.java", "evaluation.retrieval"),  # pure scores
+    2: (  # pure scores
+        "evaluation.captions",
+        "evaluation.java",
+        "evaluation.options",
+        "evaluation.retrieval",
+        "evaluation.scienceqa",
+    ),
     3: ("data", "models"),
     4: ("losses", "phases"),
     5: ("engine", "checkpoint", "memory"),
@@ -43,7 +49,9 @@ _SCORES = LAYERS[2]
 ONLY: dict[str, tuple[str, ...]] = {
     "evaluation.captions": ("errors", "config", *_SCORES),
     "evaluation.java": ("errors", "config", *_SCORES),
+    "evaluation.options": ("errors", "config", *_SCORES),
     "evaluation.retrieval": ("errors", "config", *_SCORES),
+    "evaluation.scienceqa": ("errors", "config", *_SCORES),
 }
 
 # Neighbours of one layer that know nothing of each other.
