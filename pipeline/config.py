@@ -275,14 +275,23 @@ class ExportConfig:
 class PrepareConfig(RemoteConfig):
     """One data set to be written as shards, or shards of others to be indexed."""
 
-    source: str = ""  # coco, flickr8k, folder, scenes, or webdataset (shards of others)
+    # coco, flickr8k, folder, scenes, scienceqa, or webdataset (shards of others)
+    source: str = ""
     out: str = path()  # folder; each split becomes a sub-folder
-    images: str = path()  # coco, flickr8k, folder: the image folder
+    # coco, flickr8k, folder: the image folder; scienceqa: the folder above train/, val/ and test/
+    images: str = path()
     # coco: annotation JSON files
     annotations: list[str] = field(default_factory=list, metadata={"path": True})
     karpathy: str = path()  # coco: dataset_coco.json, whose splits (and sentences) are used
     split: str = "train"  # coco without karpathy and lists, folder without a column, webdataset
-    captions: str = path()  # flickr8k: captions.txt; folder: a .csv, .tsv, .jsonl or .json file
+    # flickr8k: captions.txt; folder: a .csv, .tsv, .jsonl or .json file; scienceqa: captions.json,
+    # may be left out
+    captions: str = path()
+    # scienceqa: problems.json, or several files
+    problems: list[str] = field(default_factory=list, metadata={"path": True})
+    pid_splits: str = path()  # scienceqa: pid_splits.json; "" = each problem's own split
+    splits: list[str] = field(default_factory=list)  # scienceqa: empty = train, val and test
+    resplit: bool = False  # scienceqa: train, val, test anew by the pid's hash, for trials
     image_column: str = ""  # folder: "" = found by its usual names (image, file_name, path, ...)
     caption_column: str = ""  # folder: "" = found by its usual names (caption, text, ...)
     split_column: str = ""  # folder: "" = the column `split`, where there is one

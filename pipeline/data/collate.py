@@ -101,11 +101,14 @@ class LanguageCollator:
         ids = torch.full(shape, self.pad_id)
         mask = torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, IGNORE)
+        weights = torch.ones(shape)
         for i, row in enumerate(rows):
             n = len(row.ids)
             ids[i, :n] = torch.tensor(row.ids)
             mask[i, :n] = 1
             labels[i, :n] = torch.tensor(row.labels)
+            if row.weights is not None:
+                weights[i, :n] = torch.tensor(row.weights)
         images, slots = _stack_images(samples)
         cached = len(self.image_shape) == 1
         return LanguageBatch(
@@ -115,7 +118,7 @@ class LanguageCollator:
             input_ids=ids,
             attention_mask=mask,
             labels=labels,
-            weights=(labels != IGNORE).float(),
+            weights=weights * (labels != IGNORE),
             keys=tuple(sample.key for sample in samples),
             cut=sum(row.cut for row in rows),
         )
@@ -129,7 +132,11 @@ class ContrastiveCollator:
     image_shape: tuple[int, ...]
 
     def __call__(self, samples: Sequence[Sample]) -> ContrastiveBatch:
-        """N pairs, one a caption; an empty list gives a dummy, which identity -1 marks."""
+        """N pairs, one a caption; an empty list gives a dummy, which identity -1 marks.
+
+        Text alone is no pair: samples without an image are left out.
+        """
+        samples = [sample for sample in samples if sample.image is not None]
         if not samples:
             dummy = self([Sample("", -1, ("a",), torch.zeros(self.image_shape))])
             dummy.identity.fill_(-1)

@@ -108,7 +108,7 @@ class StepDataset(Dataset[RankStep]):
             raw = self.reader.read(shard, record)
             texts = _captions(raw)
             image = None
-            if self.images is not None:
+            if self.images is not None and raw.image is not None:
                 image = self.images(self.reader, raw, shard, record)
         except ContentFault as fault:
             if self.strict:

@@ -16,11 +16,15 @@ MakeRow = Callable[[Sequence[int], int], tuple[list[int], list[int]]]
 
 @dataclass(frozen=True)
 class Row:
-    """One row: ids and labels of equal length; `cut` says that the text was too long."""
+    """One row: ids and labels of equal length; `cut` says that the text was too long.
+
+    `weights`, of the same length, is what each target counts in the loss; None: 1 each.
+    """
 
     ids: list[int]
     labels: list[int]
     cut: bool = False
+    weights: list[float] | None = None
 
 
 @dataclass(frozen=True)
