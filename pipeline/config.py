@@ -5,10 +5,27 @@ without loading a model. Defaults are the right choice for a real run. Sizes are
 (one image with its captions) unless a name says otherwise; learning rates are absolute.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 PHASES = ("encoder_adapt", "st_align", "llm_tune")
+
+# The families, and the parts that a segment of llm_tune may train of each; `early` and `affine` are
+# there where the recipe switches them on.
+PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "clipcap": ("st", "llm"),
+        "llama_adapter": ("st", "llm", "norms", "prompts", "gates", "early", "affine"),
+        "lavin": ("encoder_adapters", "st", "llm", "adapters"),
+    }
+)
+
+# What a task wants where the recipe does not say; before the recipe, after the defaults below.
+TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"captions": {}, "scienceqa": {"data": {"max_tokens": 640}}}
+)
 
 
 def one_of(default: str, *choices: str) -> Any:
@@ -144,12 +161,16 @@ class RemoteConfig:
 class DataConfig(RemoteConfig):
     """Where the records are and how they are read."""
 
+    # what an LM learns of a record: its captions, or to answer its question (see `scienceqa`)
+    task: str = one_of("captions", "captions", "scienceqa")
     shards: str = path()  # folder, or http(s):// or s3:// URL, with a sub-folder for each split
     mix: list[MixConfig] = field(default_factory=list)  # trained on instead of shards' train_split
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"
-    max_tokens: int = positive(64)  # longest text in tokens, EOS included; the rest is cut, counted
+    # longest text in tokens, EOS included; the rest is cut, counted. Of a question's row it counts
+    # all positions, image slots too, and is 640 by default
+    max_tokens: int = positive(64)
     lanes: int = positive(64)  # the plan's parallel streams; part of the data order
     window: int = positive(1024)  # records shuffled together within a lane
     workers: int = not_negative(2)  # loading processes per rank; 0 loads in the training process
@@ -157,6 +178,18 @@ class DataConfig(RemoteConfig):
     max_bad_fraction: float = not_negative(0.01)  # of an epoch; more bad records stop the run
     strict: bool = False  # stop at the first bad record
     cache_features: bool = True  # encode each image once where the encoder is frozen
+
+
+@dataclass
+class ScienceQAConfig:
+    """How ScienceQA's questions are put (`data.task: scienceqa`)."""
+
+    # what is shown, and what is to be said, in order: Question, Context, Multiple choices, Lecture,
+    # Explanation (the data's solution), Answer
+    format: str = "QCM-ALE"
+    wording: str = one_of("scienceqa", "scienceqa", "lavin")  # "Answer:", or LaVIN's "Response:"
+    use_caption: bool = False  # a captioner's words on the image are part of the context
+    answer_weight: float = positive(1.0)  # in the loss, of "The answer is A."; all else counts 1
 
 
 @dataclass
@@ -195,7 +228,8 @@ class EncoderAdaptConfig(PhaseConfig):
 
     captions: str = one_of("one", "all", "one")
     lr: float = positive(1e-5)
-    train: str = "all"  # all, or last:N (the last N blocks and what follows them)
+    # all, last:N (the last N blocks and what follows them), or adapters (family lavin)
+    train: str = "all"
     layer_decay: float = positive(1.0)  # a block's learning rate is this times the next one's
     text: str = one_of("train", "train", "locked")  # locked: the text tower stays as it came
     loss: str = one_of("infonce", "infonce", "siglip")
@@ -213,7 +247,7 @@ class STAlignConfig(PhaseConfig):
 class SegmentConfig:
     """One segment of LLM tuning: what trains and how long; learning rates are the phase's."""
 
-    train: list[str] = field(default_factory=lambda: ["st", "llm"])
+    train: list[str] | None = None  # some of PARTS; null: what the family trains by default
     epochs: float = positive(1.0)
     lr_scale: float = positive(1.0)
 
@@ -225,7 +259,8 @@ class LLMTuneConfig(PhaseConfig):
     lr: float = positive(2e-5)
     st_lr: float | None = not_negative(None)  # null = lr
     label_smoothing: float = 0.0
-    segments: list[SegmentConfig] = field(default_factory=list)  # empty: st and llm, `epochs` long
+    # empty: one of `epochs`, of what the family trains by default
+    segments: list[SegmentConfig] = field(default_factory=list)
     caption_records: int = not_negative(0)  # validation records scored with CIDEr
 
 
@@ -349,7 +384,7 @@ class Config:
     name: str = ""  # of the run directory; the recipe's name when empty
     runs: str = path("runs")
     seed: int = not_negative(0)
-    family: str = one_of("clipcap", "clipcap")
+    family: str = one_of("clipcap", *PARTS)
     baseline: bool = False  # the same model with the EIM measures off, for as many records seen
     precision: str = one_of("auto", "auto", "bf16", "fp16", "fp32")
     make_missing: bool = False  # make missing shards, weights and predecessors first
@@ -363,6 +398,7 @@ class Config:
     lavin: LavinConfig = field(default_factory=LavinConfig)
     llama_adapter: LlamaAdapterConfig = field(default_factory=LlamaAdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    scienceqa: ScienceQAConfig = field(default_factory=ScienceQAConfig)
     encoder_adapt: EncoderAdaptConfig = field(default_factory=EncoderAdaptConfig)
     st_align: STAlignConfig = field(default_factory=STAlignConfig)
     llm_tune: LLMTuneConfig = field(default_factory=LLMTuneConfig)

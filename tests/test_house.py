@@ -28,7 +28,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "evaluation.spice",
     ),
     3: ("data", "models"),
-    4: ("losses", "phases", "averages"),
+    4: ("losses", "phases", "averages", "tasks"),
     5: ("engine", "checkpoint", "memory"),
     6: ("objectives", "validation", "captioning"),
     7: ("trainer", "callbacks", "splits", "assemble"),

@@ -34,16 +34,16 @@ from tests.models import tiny
 
 def test_segments_follow_one_another_without_a_gap() -> None:
     parts = [SegmentConfig(["st"], 1.0), SegmentConfig(["st", "llm"], 2.5)]
-    found = segments("llm_tune", LLMTuneConfig(segments=parts), 10)
+    found = segments(Config(llm_tune=LLMTuneConfig(segments=parts)), "llm_tune", 10)
     assert [(each.start, each.stop) for each in found] == [(0, 10), (10, 35)]
     assert found[1].train == ("st", "llm")
 
 
 def test_max_steps_cuts_the_phase_and_its_segments() -> None:
     phase = LLMTuneConfig(segments=[SegmentConfig(epochs=1), SegmentConfig(epochs=1)], max_steps=12)
-    assert [each.stop for each in segments("llm_tune", phase, 10)] == [10, 12]
+    assert [each.stop for each in segments(Config(llm_tune=phase), "llm_tune", 10)] == [10, 12]
     phase.max_steps = 10
-    assert [each.stop for each in segments("llm_tune", phase, 10)] == [10]
+    assert [each.stop for each in segments(Config(llm_tune=phase), "llm_tune", 10)] == [10]
 
 
 def test_the_predecessor_is_the_nearest_enabled_phase() -> None:
@@ -82,7 +82,7 @@ def test_the_baseline_sees_as_many_records_with_the_measures_off(records: int) -
     assert (base.llm_tune.label_smoothing, base.llm_tune.st_lr) == (0.0, None)
     assert base.llm_tune.init_from is None
     per_epoch = math.ceil(records / base.llm_tune.global_batch)
-    (only,) = segments("llm_tune", base.llm_tune, per_epoch)
+    (only,) = segments(base, "llm_tune", per_epoch)
     assert only.train == ("st", "llm")
     assert abs(only.steps - 6 * per_epoch) <= 1
     assert (base.name, base.baseline) == ("run-baseline", False)
@@ -92,7 +92,7 @@ def test_the_baseline_of_a_frozen_llm_leaves_it_frozen() -> None:
     config = Config(name="run", baseline=True)
     config.llm_tune.segments = [SegmentConfig(["st"], 1), SegmentConfig(["st"], 2)]
     base = as_baseline(config, 640)
-    (only,) = segments("llm_tune", base.llm_tune, 10)
+    (only,) = segments(base, "llm_tune", 10)
     assert only.train == ("st",)
     assert only.steps == 50  # one epoch of each of the first two phases, three of this one
 
@@ -103,7 +103,7 @@ def test_the_baseline_counts_what_max_steps_leaves() -> None:
     config.encoder_adapt.max_steps, config.encoder_adapt.global_batch = 3, 10
     config.llm_tune.max_steps, config.llm_tune.global_batch = 5, 10
     base = as_baseline(config, 1000)
-    (only,) = segments("llm_tune", base.llm_tune, 100)
+    (only,) = segments(base, "llm_tune", 100)
     assert only.steps == 8
 
 

@@ -7,19 +7,16 @@ in from outside. Assumes nothing about padding or batches (`collate.py`).
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.faults import ContentFault
-from pipeline.data.prompts import IGNORE, Row
+from pipeline.data.prompts import IGNORE, Layout, Row
+from pipeline.data.reader import RawRecord
 from pipeline.data.scienceqa_prompts import Example, Problem, PromptFormat
-
-# The prompt's ids, and whether there is an image -> all that comes before the target: BOS, image
-# slots and the prompt in whatever order the family wants.
-Layout = Callable[[Sequence[int], bool], list[int]]
 
 _SHORTENED = ("hint", "lecture", "solution")  # in this order
 
@@ -150,6 +147,29 @@ class QuestionRows:
             "question too long",
             detail=f"without hint and explanation more than max_tokens={self.max_tokens}",
         )
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Of a record, the one row to learn from (a `MakeRows`); its captions are not looked at."""
+
+    questions: QuestionRows
+
+    def __call__(self, raw: RawRecord, captions: Sequence[str]) -> tuple[Row, ...]:
+        """Raises what `QuestionRows.training` and `Problem.of` do."""
+        problem = Problem.of(raw.data)
+        return (self.questions.training(problem, image=raw.image is not None),)
+
+
+@dataclass(frozen=True)
+class AskingRows:
+    """Of a record, the one row that generation starts from (a `MakeRows`)."""
+
+    questions: QuestionRows
+
+    def __call__(self, raw: RawRecord, captions: Sequence[str]) -> tuple[Row, ...]:
+        """Raises what `QuestionRows.prompt` and `Problem.of` do."""
+        return (self.questions.prompt(Problem.of(raw.data), image=raw.image is not None),)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from pipeline import ds_config as ds
+from pipeline.assemble import add_tower_adapters
 from pipeline.config import Config, EncoderAdaptConfig, EncoderConfig, LLMConfig, PhaseConfig
 from pipeline.engine import dtype_of
 from pipeline.explain.activations import language_activations, pair_activations, pair_logits
@@ -24,7 +25,7 @@ from pipeline.models.families import family
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import Blueprint
 from pipeline.models.scratch import CLIP_CONFIG, write_configs
-from pipeline.phases import Group, Segment, encoder_groups, part_groups
+from pipeline.phases import Group, Segment, as_segment_sees, encoder_groups, part_groups
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ class Census:
     parameters: Parameters  # of what DeepSpeed holds
     activations: int | None  # bytes of one micro-batch; None where the model does not say
     logits: int | None
-    feature_width: int | None = None  # of cached image features, where they are cached
+    features: tuple[int, ...] | None = None  # shape of an image's, where they are cached
 
 
 def census(
@@ -95,7 +96,8 @@ def sketch_language_model(
         sketch = sketch_clip(config.encoder)
         visual = sketch.model.visual
         assert isinstance(visual, nn.Module)
-        encoder = ImageEncoder(visual, sketch.width, config.encoder.normalize)
+        bare = ImageEncoder(visual, sketch.width, config.encoder.normalize, config.encoder.scales)
+        encoder = chosen.tower(config, bare, Blueprint())
         encoder.requires_grad_(False)
     cached = encoder is None or config.data.cache_features
     model = chosen.build(
@@ -144,12 +146,20 @@ def _contrastive(
     config: Config, name: str, phase: EncoderAdaptConfig, *, precision: str, captions: float | None
 ) -> Census:
     sketch = sketch_clip(config.encoder)
+    if phase.train == "adapters":
+        add_tower_adapters(config, sketch.model, Blueprint())
     clip = sketch.model.to(dtype_of(precision))
     groups = encoder_groups(clip, phase)
     visual = clip.visual
     assert isinstance(visual, nn.Module)
-    tower, whole = _count(visual), _count(clip)
-    rest = Part(whole.total - tower.total, whole.trained - tower.trained)
+    parts = {"encoder": _count(visual)}
+    if isinstance(adapters := getattr(clip, "adapters", None), nn.Module):
+        parts["encoder_adapters"] = _count(adapters)
+    whole, towers = _count(clip), parts.values()
+    parts["text"] = Part(
+        whole.total - sum(each.total for each in towers),
+        whole.trained - sum(each.trained for each in towers),
+    )
     activations = None
     if captions is not None:
         activations = _traced(
@@ -162,7 +172,7 @@ def _contrastive(
             layers=len(depth_groups(visual)) - 2 if phase.activation_checkpointing else 0,
         )
     return Census(
-        {"encoder": tower, "text": rest},
+        parts,
         _rates(groups),
         _parameters(clip, ds.read_ds_config(name, phase.ds_config)),
         activations,
@@ -179,13 +189,13 @@ def _language(
     precision: str,
     captions: float | None,
 ) -> Census:
-    chosen = family(config.family)
+    chosen, config = family(config.family), as_segment_sees(config, segment)
     encoder, model = sketch_language_model(config, precision=precision)
-    parts: dict[str, Part] = {}
-    if encoder is not None:
-        parts["encoder"] = replace(_count(encoder), held=not config.data.cache_features)
     modules = chosen.parts(model)
     groups = part_groups(modules, segment, phase)
+    parts: dict[str, Part] = {}
+    if encoder is not None:
+        parts["encoder"] = replace(_count(encoder), held=model.encoder is not None)
     parts |= {part: _count(module) for part, module in modules.items()}
     layers = int(getattr(model.llm.config.get_text_config(), "num_hidden_layers", 1))
     traced = None
@@ -194,15 +204,16 @@ def _language(
             language_activations,
             model,
             rows=_texts(phase, captions),
-            prefix=len(chosen.prompt_ids(config)),
+            prefix=chosen.slots(config),
             tokens=config.data.max_tokens,
-            width=None if encoder is None else encoder.width,
+            features=None if encoder is None else encoder.feature_shape,
             layers=layers if phase.activation_checkpointing else 0,
         )
     activations, logits = traced or (None, None)
     parameters = _parameters(model, ds.read_ds_config(name, phase.ds_config))
-    width = encoder.width if encoder is not None and config.data.cache_features else None
-    return Census(parts, _rates(groups), parameters, activations, logits, width)
+    cached = encoder is not None and model.encoder is None
+    shape = encoder.feature_shape if encoder is not None and cached else None
+    return Census(parts, _rates(groups), parameters, activations, logits, shape)
 
 
 def _texts(phase: PhaseConfig, captions: float) -> int:
@@ -210,7 +221,7 @@ def _texts(phase: PhaseConfig, captions: float) -> int:
     return round(phase.micro_batch * (captions if phase.captions == "all" else 1))
 
 
-def _traced(trace: Callable[..., T], model: nn.Module, **sizes: int | None) -> T | None:
+def _traced(trace: Callable[..., T], model: nn.Module, **sizes: Any) -> T | None:
     """What `trace` finds, or None where the model cannot run on the meta device."""
     try:
         return trace(model, **sizes)

@@ -173,6 +173,10 @@ class AdaptionPrompts(nn.Module):
         )
         self._shown = _Shown()
 
+    def gates(self) -> nn.ParameterList:
+        """The gates of the topmost layers' prompts."""
+        return nn.ParameterList(each.gate for each in self.late if isinstance(each, LatePrompt))
+
     def attach(self, llm: PreTrainedModel, decoder: Decoder) -> None:
         """Makes the language model attend to the prompts; call it once.
 

@@ -89,6 +89,16 @@ class ImageEncoder(nn.Module):
         self.normalize = normalize
         self.scales = tuple(scales)
 
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of one image's feature: (C,)."""
+        return (self.width,)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What a feature depends on besides weights and pixels."""
+        return {"normalize": self.normalize, "scales": self.scales}
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C): the scales' features one after the other."""
         images = images.to(next(self.visual.parameters()).dtype)

@@ -19,50 +19,51 @@ from pipeline.models.decoder import check_decoder
 from pipeline.models.encoder import ImageEncoder, load_image_encoder
 from pipeline.models.lavin_model import LanguageAdapters, Lavin
 from pipeline.models.llm import context_length, llm_width, load_llm, load_llm_config
-from pipeline.models.multimodal import IGNORE, IMAGE_SLOT, MultimodalLM
-from pipeline.models.placement import Placement, fill, reset_parameters
+from pipeline.models.multimodal import IMAGE_SLOT, MultimodalLM
+from pipeline.models.placement import WHOLE, Placement, fill, reset_parameters
 from pipeline.models.st import VisualProjection
-from pipeline.models.tower import AdaptedTower, chosen_layers, make_tower_adapters, tower_blocks
+from pipeline.models.tower import (
+    IMAGE_FEATURES,
+    AdaptedTower,
+    chosen_layers,
+    make_tower_adapters,
+    tower_blocks,
+)
 
 SEES_IMAGES = True
+_MOST_OPENING = 12  # tokens of BOS and "Image: N/A", whatever the tokenizer
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The tokens around a prompt. SOURCE: LaVIN lavin/model.py:259-310."""
+    """The tokens before a prompt. SOURCE: LaVIN lavin/model.py:259-310."""
 
     opening: tuple[int, ...]  # BOS, where the tokenizer has one
     image: tuple[int, ...]  # "Image: ", before the slots
     no_image: tuple[int, ...]  # "Image: N/A"
     slots: int  # k, of one image
 
-    def prompt(self, prompt_ids: Sequence[int], *, has_image: bool) -> list[int]:
-        """What the model is given before it answers."""
+    def __call__(self, prompt_ids: Sequence[int], has_image: bool) -> list[int]:
+        """All that stands in a row before its target."""
         if has_image:
             return [*self.opening, *self.image, *[IMAGE_SLOT] * self.slots, *prompt_ids]
         return [*self.opening, *self.no_image, *prompt_ids]
 
-    def row(
-        self, prompt_ids: Sequence[int], answer_ids: Sequence[int], eos_id: int, *, has_image: bool
-    ) -> tuple[list[int], list[int]]:
-        """input_ids and labels of one training row; the answer and EOS are the targets."""
-        before = self.prompt(prompt_ids, has_image=has_image)
-        targets = [*answer_ids, eos_id]
-        return [*before, *targets], [*[IGNORE] * len(before), *targets]
+
+def slots(cfg: Config) -> int:
+    """Places that an image takes in a row: one for each chosen layer of the tower."""
+    return len(cfg.lavin.image_layers) or IMAGE_FEATURES
 
 
-def layout(tokenizer: PreTrainedTokenizerBase, slots: int) -> Layout:
-    """The layout in a tokenizer's tokens.
-
-    slots: features of an image, as many as `AdaptedTower.layers`.
-    """
+def layout(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Layout:
+    """The layout in a tokenizer's tokens; see `clipcap.layout`."""
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(text, add_special_tokens=False))
 
     bos = tokenizer.bos_token_id
     opening = () if bos is None else (int(bos),)
-    return Layout(opening, ids("Image: "), ids("Image: N/A"), slots)
+    return Layout(opening, ids("Image: "), ids("Image: N/A"), slots(cfg))
 
 
 def build(
@@ -81,11 +82,11 @@ def build(
     """
     config = load_llm_config(cfg.llm)
     check(cfg, config)
-    tower = None
+    adapted = None
     if with_encoder:
         encoder = encoder or load_image_encoder(cfg.encoder, seed=cfg.seed)[0]
-        tower = encoder if isinstance(encoder, AdaptedTower) else adapt_tower(cfg, encoder)
-    width = feature_width if tower is None else tower.width
+        adapted = encoder if isinstance(encoder, AdaptedTower) else tower(cfg, encoder)
+    width = feature_width if adapted is None else adapted.width
     if width is None:
         raise ValueError("feature_width is needed without an encoder")
     depth, hidden = config.get_text_config().num_hidden_layers, llm_width(config)
@@ -95,19 +96,23 @@ def build(
     for part in (st, adapters):
         fill(part, lambda name: None, placement, seed=cfg.seed, init=reset_parameters)
     llm = load_llm(cfg.llm, dtype=dtype, placement=placement, seed=cfg.seed)
-    tower = None if tower is None else tower.to(dtype)
-    return Lavin(tower, st.to(dtype), llm, adapters.to(dtype))
+    return Lavin(
+        None if adapted is None else adapted.to(dtype), st.to(dtype), llm, adapters.to(dtype)
+    )
 
 
-def adapt_tower(cfg: Config, encoder: ImageEncoder) -> AdaptedTower:
+def tower(cfg: Config, encoder: ImageEncoder, placement: Placement = WHOLE) -> AdaptedTower:
     """A recipe's tower with fresh adapters, the same on every rank, whole like the tower itself.
+
+    Args: as `clipcap.tower`; the tower's blocks get hooks.
 
     Raises:
         ConfigError: the tower is no vision transformer, or lacks one of `lavin.image_layers`.
     """
     layers = chosen_layers(cfg.lavin.image_layers, len(tower_blocks(encoder.visual).blocks))
-    adapters = make_tower_adapters(encoder.visual, cfg.lavin.adapter)
-    fill(adapters, lambda name: None, Placement(), seed=cfg.seed, init=reset_parameters)
+    with placement.skeleton():
+        adapters = make_tower_adapters(encoder.visual, cfg.lavin.adapter)
+    fill(adapters, lambda name: None, placement, seed=cfg.seed, init=reset_parameters)
     return AdaptedTower(encoder.visual, layers, adapters, cfg.lavin.routing).eval()
 
 
@@ -130,11 +135,12 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
             f"lavin.adapter.dropout: {adapter.dropout} would drop everything; set it below 1"
         )
     limit = context_length(config)
-    longest = cfg.data.max_tokens + 1
-    if limit is not None and longest > limit:
+    # A question's row is counted whole; before a caption's tokens stand the image's.
+    before = 1 if cfg.data.task == "scienceqa" else 1 + slots(cfg) + _MOST_OPENING
+    if limit is not None and cfg.data.max_tokens + before > limit:
         raise ConfigError(
-            f"data.max_tokens: {cfg.data.max_tokens} tokens and the modality token before them "
-            f"exceed the context of {limit} of {cfg.llm.path}; at most {limit - 1} fit"
+            f"data.max_tokens: {cfg.data.max_tokens} tokens and the {before} that may come before "
+            f"them exceed the context of {limit} of {cfg.llm.path}; at most {limit - before} fit"
         )
 
 
@@ -146,3 +152,11 @@ def parts(model: MultimodalLM) -> dict[str, nn.Module]:
         towers = {"encoder": model.encoder.visual, "encoder_adapters": model.encoder.adapters}
         return {**towers, **found}
     return found
+
+
+def trains(cfg: Config, phase: str) -> tuple[str, ...]:
+    """The parts that st_align trains, or llm_tune where the recipe does not say: as the reference.
+
+    SOURCE: LaVIN mm_adaptation.py:121-133, whatever has "adapter" in its name.
+    """
+    return ("st",) if phase == "st_align" else ("encoder_adapters", "st", "adapters")

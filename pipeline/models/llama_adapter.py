@@ -6,12 +6,13 @@ scale (`llama_adapter.*`), and norms, a part that a segment may train. No image 
 text. Assumes a decoder that `decoder.py` knows; which parts train is the phase's business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
@@ -20,8 +21,8 @@ from pipeline.models.affine import LinearAffines, norms
 from pipeline.models.decoder import check_decoder, decoder
 from pipeline.models.encoder import ImageEncoder, load_image_encoder
 from pipeline.models.llm import context_length, llm_width, load_llm, load_llm_config
-from pipeline.models.multimodal import IGNORE, IMAGE_SLOT, MultimodalLM
-from pipeline.models.placement import Placement, fill, reset_parameters
+from pipeline.models.multimodal import IMAGE_SLOT, MultimodalLM
+from pipeline.models.placement import WHOLE, Placement, fill, reset_parameters
 from pipeline.models.st import build_st
 
 SEES_IMAGES = True
@@ -68,7 +69,7 @@ class LlamaAdapter(MultimodalLM):
             raise ValueError("images take no slots in this family")
         return tokens
 
-    def _seeing(
+    def seeing(
         self, image_embeds: Tensor | None, image_rows: Tensor
     ) -> AbstractContextManager[None]:
         return self.adaption.showing(image_embeds, image_rows)
@@ -156,22 +157,35 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
             )
 
 
-def prompt_ids(cfg: Config) -> list[int]:
-    """No slots; a text's own prompt is the data's business."""
-    return []
+def tower(cfg: Config, encoder: ImageEncoder, placement: Placement = WHOLE) -> ImageEncoder:
+    """The image tower as it is; see `clipcap.tower`."""
+    return encoder
 
 
-def row(cfg: Config, caption_ids: Sequence[int], eos_id: int) -> tuple[list[int], list[int]]:
-    """input_ids and labels of a text without a prompt, which EOS opens; see `clipcap.row`."""
-    ids = [eos_id, *caption_ids, eos_id]
-    return ids, [IGNORE, *ids[1:]]
+def slots(cfg: Config) -> int:
+    """An image takes no place in a row."""
+    return 0
+
+
+def layout(
+    cfg: Config, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[Sequence[int], bool], list[int]]:
+    """BOS (EOS where a tokenizer has none) and the prompt, whatever the row shows.
+
+    SOURCE: LLaMA-Adapter alpaca_finetuning_v1/finetuning.py:60-71, whose tokenizer puts BOS.
+    """
+    bos = tokenizer.bos_token_id
+    return partial(_before, int(tokenizer.eos_token_id if bos is None else bos))
+
+
+def _before(opening: int, prompt_ids: Sequence[int], has_image: bool) -> list[int]:
+    return [opening, *prompt_ids]
 
 
 def parts(model: MultimodalLM) -> dict[str, nn.Module]:
     """The parts a phase can train or freeze, by name.
 
-    `norms` lie within `llm` and come after it: freezing the one and training the other works in
-    this order, training both does not.
+    `norms` lie within `llm`, `gates` within `prompts`: of such a pair a segment may train one.
     """
     assert isinstance(model, LlamaAdapter)
     found: dict[str, nn.Module] = {"st": model.st, "llm": model.llm}
@@ -179,11 +193,25 @@ def parts(model: MultimodalLM) -> dict[str, nn.Module]:
         found = {"encoder": model.encoder, **found}
     found["norms"] = nn.ModuleList(norms(model.llm))
     found["prompts"] = model.adaption.late
+    found["gates"] = model.adaption.gates()
     if len(model.adaption.early):
         found["early"] = model.adaption.early
     if model.affine is not None:
         found["affine"] = model.affine
     return found
+
+
+def trains(cfg: Config, phase: str) -> tuple[str, ...]:
+    """The parts that st_align trains, or llm_tune where the recipe does not say.
+
+    The gates start at zero, and through a closed gate the ST network learns nothing: aligning it
+    opens them. V2 trains the same on captions (its section 3.2).
+    """
+    chosen = cfg.llama_adapter
+    if phase == "st_align":
+        return ("st", "early") if chosen.early_layers else ("st", "gates")
+    switched = (("early", chosen.early_layers > 0), ("affine", chosen.bias_scale))
+    return ("st", "prompts", *(part for part, on in switched if on))
 
 
 def disjoint_parts(model: MultimodalLM, data: str) -> tuple[str, ...]:

@@ -138,7 +138,7 @@ class MultimodalLM(nn.Module):
         tokens = self._embed_tokens(input_ids)
         inputs = self._scatter(tokens, input_ids, embeds, image_rows)
         prefix_mean, text_mean = _means(tokens, embeds, image_rows, labels)
-        with self._seeing(embeds, image_rows):
+        with self.seeing(embeds, image_rows):
             logits = self._logits(inputs, attention_mask, image_rows, chosen)
         return MultimodalOutput(
             logits=logits,
@@ -196,7 +196,7 @@ class MultimodalLM(nn.Module):
                 pad_token_id=pad_token_id,
                 **{"do_sample": False, "use_cache": True, **sampling},
             )
-            with self._seeing(embeds, image_rows):
+            with self.seeing(embeds, image_rows):
                 out = self._continue(
                     self.embed(input_ids, embeds, image_rows),
                     attention_mask,
@@ -209,7 +209,7 @@ class MultimodalLM(nn.Module):
         ended: Tensor = is_eos.cumsum(1) - is_eos.long() > 0
         return torch.where(ended, pad_token_id, out)
 
-    def _seeing(
+    def seeing(
         self, image_embeds: Tensor | None, image_rows: Tensor
     ) -> AbstractContextManager[None]:
         """The context of each pass of the language model, for images that are not in slots only.

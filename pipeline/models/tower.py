@@ -62,20 +62,18 @@ def chosen_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
     """The blocks whose outputs are used, counted from 1.
 
     Args:
-        layers: the recipe's; empty for six evenly spaced ones, the last among them (all of a
-            tower that has fewer).
+        layers: the recipe's; empty for six evenly spaced ones, the last among them.
         depth: blocks of the tower.
 
     Raises:
-        ConfigError: the tower has no such block.
+        ConfigError: the tower has no such block, or fewer than six.
     """
-    if not layers:
-        count = min(IMAGE_FEATURES, depth)
-        return tuple(round(depth * (i + 1) / count) for i in range(count))
-    if min(layers) < 1 or max(layers) > depth:
+    if not layers and depth >= IMAGE_FEATURES:
+        return tuple(round(depth * (i + 1) / IMAGE_FEATURES) for i in range(IMAGE_FEATURES))
+    if not layers or min(layers) < 1 or max(layers) > depth:
         raise ConfigError(
-            f"lavin.image_layers: {list(layers)}: the tower has {depth} blocks; "
-            f"name some of 1 to {depth}"
+            f"lavin.image_layers: {list(layers) or f'{IMAGE_FEATURES} by default'}: the tower has "
+            f"{depth} blocks; name some of 1 to {depth}"
         )
     return tuple(layers)
 
@@ -102,6 +100,16 @@ class LayeredTower(ImageEncoder):
         super().__init__(visual, blocks.width)
         self.blocks = blocks
         self.layers = tuple(layers)
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of one image's features: (k, C)."""
+        return (len(self.layers), self.width)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """As in `ImageEncoder`."""
+        return {"layers": self.layers}
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, k, C): after each chosen block, before any final norm."""
@@ -155,6 +163,13 @@ class AdaptedTower(LayeredTower):
         self.routing = routing
         for index, norm in enumerate(self.blocks.norms):
             norm.register_forward_hook(partial(self._adapt, index))
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """As in `ImageEncoder`; all adapters are of one kind."""
+        first: Any = self.adapters[0]
+        kind = {"scale": first.scale, "temperature": first.router.temperature}
+        return {**super().settings, "routing": self.routing, **kind}
 
     def _adapt(
         self, index: int, norm: nn.Module, args: tuple[Tensor, ...], normed: Tensor

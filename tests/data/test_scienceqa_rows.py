@@ -103,8 +103,8 @@ def test_the_weight_lies_on_the_answer(tokenizer: PreTrainedTokenizerFast, name:
 def test_weights_reach_the_batch() -> None:
     made = rows(TOKENIZERS["byte level"], answer_weight=5.0)
     by_text = {"a": made.training(ASKED, image=False), "b": Row([1, 2, 3], [IGNORE, 2, 3])}
-    collate = LanguageCollator(by_text.__getitem__, (3, 2, 2), pad_id=0)
-    batch = collate([Sample("1", 0, ("a", "b"), None)])
+    collate = LanguageCollator((3, 2, 2), pad_id=0, dummy=by_text["b"])
+    batch = collate([Sample("1", 0, (), None, tuple(by_text.values()))])
     length = len(by_text["a"].ids)
     assert batch.weights[0].tolist() == by_text["a"].weights
     assert batch.weights[1].tolist() == [0.0, 1.0, 1.0] + [0.0] * (length - 3)

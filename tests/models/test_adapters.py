@@ -14,7 +14,7 @@ from pipeline.models import lavin
 from pipeline.models.adapters import MMAdapter, fold_into
 from pipeline.models.encoder import ImageEncoder, load_image_encoder
 from pipeline.models.llm import load_llm_config
-from pipeline.models.multimodal import IGNORE, IMAGE_SLOT
+from pipeline.models.multimodal import IMAGE_SLOT
 from pipeline.models.placement import Placement, fill, reset_parameters
 from pipeline.models.scratch import train_tokenizer
 from tests.models import tiny
@@ -139,7 +139,7 @@ def test_adapters_that_cannot_be_are_refused(
 
 def test_rows_longer_than_the_context_and_other_models_are_refused(tmp_path: Path) -> None:
     cfg = recipe(tmp_path)
-    cfg.data.max_tokens = 32
+    cfg.data.task, cfg.data.max_tokens = "scienceqa", 32
     with pytest.raises(ConfigError, match=r"data\.max_tokens: 32 .* at most 31 fit"):
         lavin.check(cfg, load_llm_config(cfg.llm))
     with pytest.raises(ConfigError, match="gemma2"):
@@ -148,16 +148,13 @@ def test_rows_longer_than_the_context_and_other_models_are_refused(tmp_path: Pat
 
 def test_a_row_has_bos_and_an_image_in_slots_or_says_that_there_is_none() -> None:
     made = lavin.Layout((1,), (41, 42, 43), (41, 44), 2)
-    ids, labels = made.row([7, 8], [9], 2, has_image=True)
-    assert ids == [1, 41, 42, 43, IMAGE_SLOT, IMAGE_SLOT, 7, 8, 9, 2]
-    assert labels == [IGNORE] * 8 + [9, 2]
-    assert made.row([7], [9], 2, has_image=False) == ([1, 41, 44, 7, 9, 2], [IGNORE] * 4 + [9, 2])
-    assert made.prompt([7], has_image=False) == [1, 41, 44, 7]
+    assert made([7, 8], True) == [1, 41, 42, 43, IMAGE_SLOT, IMAGE_SLOT, 7, 8]
+    assert made([7], False) == [1, 41, 44, 7]
 
 
 def test_the_layout_comes_from_the_tokenizer_without_its_special_tokens() -> None:
     tokenizer = train_tokenizer(["Image: N/A"] * 9, 300)
-    made = lavin.layout(tokenizer, 6)
+    made = lavin.layout(Config(), tokenizer)
     assert tokenizer.decode(made.image) == "Image: "
     assert tokenizer.decode(made.no_image) == "Image: N/A"
     assert made.slots == 6

@@ -14,6 +14,7 @@ from pipeline.models import llama_adapter
 from pipeline.models.llama_adapter import LlamaAdapter, disjoint_parts, parts
 from pipeline.models.multimodal import IGNORE, IMAGE_SLOT
 from pipeline.models.placement import Placement
+from pipeline.models.scratch import train_tokenizer
 from tests.models import tiny
 
 EOS = tiny.VOCAB - 1
@@ -279,6 +280,10 @@ def test_an_unsupported_architecture_is_refused_by_name(tmp_path: Path) -> None:
         llama_adapter.check(cfg, llama_adapter.load_llm_config(cfg.llm))
 
 
-def test_a_text_without_a_prompt_is_opened_and_closed_by_eos() -> None:
-    assert llama_adapter.row(Config(), [4, 5], eos_id=9) == ([9, 4, 5, 9], [IGNORE, 4, 5, 9])
-    assert llama_adapter.prompt_ids(Config()) == []
+def test_a_prompt_is_opened_by_bos_or_by_eos_where_there_is_none() -> None:
+    tokenizer = train_tokenizer(["a text"], 300)
+    before = llama_adapter.layout(Config(), tokenizer)
+    assert before([4, 5], True) == before([4, 5], False)
+    assert before([4, 5], True)[1:] == [4, 5]
+    tokenizer.bos_token = "a"
+    assert llama_adapter.layout(Config(), tokenizer)([], True) == [tokenizer.bos_token_id]

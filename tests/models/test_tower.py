@@ -58,8 +58,9 @@ def test_a_tower_without_a_class_token_gives_means_instead() -> None:
 def test_chosen_layers_are_six_evenly_spaced_ones_by_default() -> None:
     assert chosen_layers((), 24) == (4, 8, 12, 16, 20, 24)
     assert chosen_layers((), 12) == (2, 4, 6, 8, 10, 12)
-    assert chosen_layers((), 4) == (1, 2, 3, 4)
     assert chosen_layers((3, 1), 4) == (3, 1)
+    with pytest.raises(ConfigError, match=r"6 by default: the tower has 4 blocks"):
+        chosen_layers((), 4)
     with pytest.raises(ConfigError, match=r"image_layers: \[5\]: the tower has 4 blocks"):
         chosen_layers((5,), 4)
 
