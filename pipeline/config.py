@@ -353,6 +353,8 @@ class ScratchConfig:
 
     vocab_size: int = positive(1000)
     context_length: int = positive(64)
+    # of the CLIP's text tower, which pads every text to it; null = context_length
+    text_context_length: int | None = not_negative(None)
     image_size: int = positive(64)
     patch_size: int = positive(8)
     vision_width: int = positive(128)

@@ -114,7 +114,7 @@ def test_activations_on_the_meta_device_are_those_of_a_real_forward_pass() -> No
     real = multimodal(gpt2())
     with torch.device("meta"):
         sketched = multimodal(gpt2())
-    sizes = {"rows": 3, "prefix": 3, "tokens": 5, "width": 6, "layers": 0}
+    sizes = {"rows": 3, "prefix": 3, "tokens": 5, "features": (6,), "layers": 0}
     body, logits = language_activations(sketched, **sizes)
     features = torch.randn(3, 6)
 
@@ -133,7 +133,7 @@ def test_a_frozen_model_keeps_less_and_recomputation_less_still() -> None:
         with torch.device("meta"):
             model = multimodal(gpt2(n_layer=8))
         model.llm.requires_grad_(not frozen)
-        sizes = {"rows": 2, "prefix": 3, "tokens": 5, "width": 6}
+        sizes = {"rows": 2, "prefix": 3, "tokens": 5, "features": (6,)}
         return language_activations(model, **sizes, layers=layers)[0]
 
     whole = body(frozen=False, layers=0)

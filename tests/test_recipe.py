@@ -62,7 +62,7 @@ def test_segments_and_interpolations_become_objects() -> None:
         ("st_align.global_batch=-1", "st_align.global_batch=-1 must be above zero"),
         ("st.kind=mpl", "st.kind='mpl' is unknown; did you mean 'mlp'?"),
         ("precision=bf61", "did you mean 'bf16'?"),
-        ("encoder_adapt.train=last", "use 'all' or 'last:N'"),
+        ("encoder_adapt.train=last", "use 'all', 'last:N' or 'adapters'"),
         ("encoder_adapt.text=frozen", "encoder_adapt.text='frozen' is unknown"),
         ("encoder_adapt.loss=sigclip", "did you mean 'siglip'?"),
         ("encoder_adapt.merge_alpha=1.5", "encoder_adapt.merge_alpha=1.5 must be in [0, 1]"),

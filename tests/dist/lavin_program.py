@@ -87,9 +87,9 @@ def train(folder: Path, world: World, *, saving: bool) -> dict[str, list[float]]
     adapter = MMAdapterConfig(hidden=4, temperature=1.0, dropout=0.0)  # it would differ by rank
     cfg = Config(
         llm=LLMConfig(path=str(folder / "llm")),
-        lavin=LavinConfig(adapter=adapter, visual_hidden=4),
+        lavin=LavinConfig(adapter=adapter, image_layers=[1, 2], visual_hidden=4),
     )
-    cfg.data.max_tokens = 20
+    cfg.data.task, cfg.data.max_tokens = "scienceqa", 20
     placement = placement_for(read_ds_config("llm_tune", phase.ds_config), "fp32", world)
     model = lavin.build(
         cfg, dtype=torch.float32, placement=placement, with_encoder=True, encoder=tower()

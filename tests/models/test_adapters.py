@@ -71,8 +71,9 @@ def test_folding_into_a_linear_map_with_and_without_bias() -> None:
 
 def recipe(folder: Path, **changes: Any) -> Config:
     tiny.llama().save_pretrained(folder)
-    cfg = Config(family="clipcap", llm=LLMConfig(path=str(folder)))
-    cfg.data.max_tokens = 20
+    cfg = Config(family="lavin", llm=LLMConfig(path=str(folder)))
+    cfg.data.task, cfg.data.max_tokens = "scienceqa", 20
+    cfg.lavin.image_layers = [1, 2]
     for key, value in changes.items():
         setattr(cfg.lavin, key, value)
     return cfg
@@ -139,7 +140,7 @@ def test_adapters_that_cannot_be_are_refused(
 
 def test_rows_longer_than_the_context_and_other_models_are_refused(tmp_path: Path) -> None:
     cfg = recipe(tmp_path)
-    cfg.data.task, cfg.data.max_tokens = "scienceqa", 32
+    cfg.data.max_tokens = 32
     with pytest.raises(ConfigError, match=r"data\.max_tokens: 32 .* at most 31 fit"):
         lavin.check(cfg, load_llm_config(cfg.llm))
     with pytest.raises(ConfigError, match="gemma2"):

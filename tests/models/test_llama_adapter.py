@@ -212,11 +212,11 @@ def test_an_unused_image_runs_and_changes_nothing(tmp_path: Path) -> None:
 
 def test_parts_and_their_disjoint_groups(tmp_path: Path) -> None:
     first = build(tmp_path, version=V1)
-    assert set(parts(first)) == {"st", "llm", "norms", "prompts"}
+    assert set(parts(first)) == {"st", "llm", "norms", "prompts", "gates"}
     assert disjoint_parts(first, "captions") == ("st",)
     assert disjoint_parts(first, "instructions") == ("prompts", "norms")
     second = build(tmp_path, version=V2)
-    assert set(parts(second)) == {"st", "llm", "norms", "prompts", "early", "affine"}
+    assert set(parts(second)) == {"st", "llm", "norms", "prompts", "gates", "early", "affine"}
     captions, instructions = (disjoint_parts(second, d) for d in ("captions", "instructions"))
     assert captions == ("st", "early")
     assert instructions == ("prompts", "affine", "norms")
