@@ -129,6 +129,8 @@ class LLMConfig:
     """The language model, any causal LM of transformers."""
 
     path: str = path("gpt2")  # a local folder, or a name on the hub
+    # a config.json that --plan goes by while there is no such folder, from the repository's root
+    plan_by: str | None = field(default=None, metadata={"path": True})
     dropout: float | None = not_negative(None)  # null keeps what the model's own config says
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 

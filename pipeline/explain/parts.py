@@ -5,6 +5,7 @@ locked tower) is counted here without being known here. Weights need not exist; 
 and where the recipe makes small weights itself their sizes are taken from `pretrain.scratch`.
 """
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from pipeline import ds_config as ds
 from pipeline.assemble import add_tower_adapters
 from pipeline.config import Config, EncoderAdaptConfig, EncoderConfig, LLMConfig, PhaseConfig
 from pipeline.engine import dtype_of
+from pipeline.errors import ConfigError
 from pipeline.explain.activations import language_activations, pair_activations, pair_logits
 from pipeline.memory import Parameters, persistence_threshold
 from pipeline.models.encoder import LOCAL_DIR, ImageEncoder, depth_groups, sketch_clip
@@ -26,6 +28,7 @@ from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import Blueprint
 from pipeline.models.scratch import CLIP_CONFIG, write_configs
 from pipeline.phases import Group, Segment, as_segment_sees, encoder_groups, part_groups
+from pipeline.recipe import HOME
 
 T = TypeVar("T")
 
@@ -113,22 +116,36 @@ def sketch_language_model(
 
 @contextmanager
 def with_sketches(config: Config) -> Iterator[Config]:
-    """The recipe with configurations in place of small weights that are still to be made.
+    """The recipe with configurations in place of weights that are not here.
 
-    The configurations are gone when the block ends.
+    Of small ones that are still to be made, and of a language model that is planned by its
+    `llm.plan_by`. The configurations are gone when the block ends.
     """
     clip, llm = _scratch_folders(config)
-    replaced = {"clip": clip is not None, "llm": llm is not None}
+    architecture = _architecture(config.llm)
+    replaced = {"clip": clip is not None, "llm": llm is not None or architecture is not None}
     if not any(replaced.values()):
         yield config
         return
     with tempfile.TemporaryDirectory() as folder:
         write_configs(Path(folder), config.pretrain.scratch)
+        if architecture is not None:
+            shutil.copy(architecture, Path(folder, "llm", "config.json"))
         arch = f"{LOCAL_DIR}{folder}/clip" if replaced["clip"] else config.encoder.arch
         path = f"{folder}/llm" if replaced["llm"] else config.llm.path
         encoder: EncoderConfig = replace(config.encoder, arch=arch)
         language: LLMConfig = replace(config.llm, path=path)
         yield replace(config, encoder=encoder, llm=language)
+
+
+def _architecture(llm: LLMConfig) -> Path | None:
+    """The file that a language model is planned by; None where it is here, or nobody names one."""
+    if llm.plan_by is None or Path(llm.path).is_dir():
+        return None
+    file = HOME / llm.plan_by
+    if not file.is_file():
+        raise ConfigError(f"llm.plan_by={llm.plan_by}: there is no such file; name a config.json")
+    return file
 
 
 def _scratch_folders(config: Config) -> tuple[Path | None, Path | None]:

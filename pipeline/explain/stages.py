@@ -47,7 +47,7 @@ def explain_phase(config: Config, world: World, name: str) -> str:
         parts = [
             _heading(f"stages/{name}.py", config, world, precision),
             _way(config, found, train, stage=name),
-            _not_ready(sketched, _unmade(config), world, name),
+            _not_ready(config, sketched, world, name),
             parameter_table(plans) if any(plan.counts for plan in plans) else "",
             phase_text(sketched, plans[-1], plans, train, world, precision),
             resolved_recipe(config),
@@ -66,7 +66,7 @@ def explain_evaluate(config: Config, world: World) -> str:
         parts = [
             _heading("stages/evaluate.py", config, world, precision),
             _way(config, found, train, stage="evaluate"),
-            _not_ready(sketched, _unmade(config), world, "evaluate"),
+            _not_ready(config, sketched, world, "evaluate"),
             parameter_table(plans) if any(plan.counts for plan in plans) else "",
             section("evaluate", _evaluation(config, world, plans)),
             resolved_recipe(config),
@@ -194,8 +194,13 @@ def _unmade(config: Config) -> set[str]:
     return {name for name, missing in names.items() if missing}
 
 
-def _not_ready(config: Config, unmade: set[str], world: World, until: str) -> str:
-    """What the stage would refuse, every fault once; empty where there is none."""
+def _not_ready(config: Config, sketched: Config, world: World, until: str) -> str:
+    """What the stage would refuse, every fault once; empty where there is none.
+
+    sketched: stands in for weights that the recipe makes first; others must be here.
+    """
+    unmade = _unmade(config)
+    config = sketched if "weights" in unmade else config
     faults = problems(config, world, until=until, unmade=unmade)
     found = list(dict.fromkeys([*_prepared_otherwise(config), *(str(each) for each in faults)]))
     if not found:
