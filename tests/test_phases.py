@@ -22,6 +22,7 @@ from pipeline.phases import (
     Group,
     Segment,
     as_baseline,
+    as_segment_sees,
     encoder_groups,
     learning_rate,
     part_groups,
@@ -199,3 +200,53 @@ def test_the_full_shape_decides_where_a_partition_is_flat() -> None:
         (True, True),
         (False, False),
     ]
+
+
+def test_a_part_that_is_not_there_and_one_within_another_are_refused() -> None:
+    whole = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    parts = {"st": nn.Linear(2, 2), "llm": whole, "norms": nn.ModuleList([whole[1]])}
+    with pytest.raises(ConfigError, match=r"segments\[1\].*no early; name some of st, llm, norms"):
+        part_groups(parts, Segment(1, ("st", "early"), 0, 1, 1.0), LLMTuneConfig())
+    with pytest.raises(ConfigError, match="of llm, norms one is a part of another"):
+        part_groups(parts, Segment(0, ("llm", "norms"), 0, 1, 1.0), LLMTuneConfig())
+    part_groups(parts, Segment(0, ("norms",), 0, 1, 1.0), LLMTuneConfig())
+    assert [each.requires_grad for each in whole.parameters()] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("family", "aligned", "tuned"),
+    [
+        ("clipcap", ("st",), ("st", "llm")),
+        ("lavin", ("st",), ("encoder_adapters", "st", "adapters")),
+        ("llama_adapter", ("st", "gates"), ("st", "prompts")),
+    ],
+)
+def test_what_trains_by_default_is_the_family_s(
+    family: str, aligned: tuple[str, ...], tuned: tuple[str, ...]
+) -> None:
+    config = Config(family=family)
+    assert segments(config, "st_align", 5)[0].train == aligned
+    assert segments(config, "llm_tune", 5)[0].train == tuned
+    config.llm_tune.segments = [SegmentConfig(["st"]), SegmentConfig()]
+    assert [each.train for each in segments(config, "llm_tune", 5)] == [("st",), tuned]
+    (base,) = segments(as_baseline(config, 64), "llm_tune", 5)
+    assert sorted(base.train) == sorted(tuned)
+
+
+def test_features_are_cached_where_the_encoder_is_frozen() -> None:
+    config = Config(family="lavin")
+    joint, late = (Segment(0, parts, 0, 1, 1.0) for parts in (("encoder_adapters",), ("st",)))
+    assert not as_segment_sees(config, joint).data.cache_features
+    assert as_segment_sees(config, late).data.cache_features
+
+
+def test_adapters_in_the_tower_train_instead_of_it(clip: nn.Module) -> None:
+    clip.adapters = nn.Linear(4, 4)
+    groups = encoder_groups(clip, EncoderAdaptConfig(train="adapters", text="locked"))
+    assert [each.name for each in groups] == ["encoder_adapters", "temperature"]
+    trained = {name for name, each in clip.named_parameters() if each.requires_grad}
+    assert trained == {"adapters.weight", "adapters.bias", "logit_scale"}
+    groups = encoder_groups(clip, EncoderAdaptConfig())
+    trained = {name for name, each in clip.named_parameters() if each.requires_grad}
+    assert not any(name.startswith("adapters.") for name in trained)
+    assert sum(len(each.parameters) for each in groups) == len(trained)

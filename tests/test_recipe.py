@@ -85,6 +85,9 @@ def test_segments_and_interpolations_become_objects() -> None:
         ("llm_tune.segments=[{train: [st, st]}]", "each once"),
         ("llm_tune.segments={train: [st]}", "llm_tune.segments must be a list"),
         ("llm_tune.segments=[{trian: [st]}]", "'llm_tune.segments[0].trian' (command line); did"),
+        ("encoder_adapt.train=adapters", "only the tower of family=lavin has adapters"),
+        ("llm_tune.segments=[{train: [adapters]}]", "name at least one of st, llm, each once"),
+        ("data.task=question", "data.task='question' is unknown"),
         ("pretrain.clip.train=bogus", "pretrain.clip.train='bogus' is unknown"),
         ("name=../x", "one folder name"),
         ("st_align.stop_after=0", "leave it null for no limit"),
@@ -152,3 +155,11 @@ def test_a_section_loads_straight_from_arguments() -> None:
     assert section.annotations == ["a.json", "b.json"]
     with pytest.raises(ConfigError, match="did you mean 'images'"):
         load_section(PrepareConfig, ["source=coco", "image=x"])
+
+
+def test_a_task_brings_its_own_defaults(tiny: str) -> None:
+    bare = [tiny.replace("tiny.yaml", "bare.yaml")]
+    Path(bare[0].removeprefix("recipe=")).write_text("family: lavin\n", encoding="utf-8")
+    assert load_recipe(bare).data.max_tokens == 64
+    assert load_recipe([*bare, "data.task=scienceqa"]).data.max_tokens == 640
+    assert load_recipe([*bare, "data.task=scienceqa", "data.max_tokens=512"]).data.max_tokens == 512

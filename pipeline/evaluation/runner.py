@@ -102,7 +102,8 @@ def _named_export(config: Config) -> Path:
     export = find_export(Path(config.evaluate.export or ""), "evaluate.export")
     ckpt.check_has_st(export)
     details = ckpt.read_export(export) or {}
-    if details.get("phase") == ckpt.IMPORTED and config.evaluate.stop is None:
+    imported = config.family == "clipcap" and details.get("phase") == ckpt.IMPORTED
+    if imported and config.evaluate.stop is None:
         raise ConfigError(
             f"evaluate.export={export} comes from the reference, which never learnt an EOS, so its "
             f"captions would not end; set evaluate.stop={STOP}"
