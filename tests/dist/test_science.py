@@ -33,22 +33,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("science")
     tight = folder / "tight.json"
     tight.write_text(json.dumps(TIGHT_ZERO3))
-    two: list[tuple[str, list[str]]] = []
-    one: list[tuple[str, list[str]]] = []
     for family in FAMILIES:
         recipe = f"recipe={write_questions(folder, family, ds_config=str(tight))}"
-        if not two:
-            two += [("prepare", [recipe]), ("pretrain", [recipe, "name=base"])]
+        two = [("prepare", [recipe]), ("pretrain", [recipe, "name=base"])]
+        one = []
         for phase in PHASES:
             stop = f"{phase}.stop_after={STOPPED[phase]}"
             two.append((phase, [recipe, f"name={family}-whole"]))
             two.append((phase, [recipe, f"name={family}-stopped", stop]))
             two.append((phase, [recipe, f"name={family}-stopped"]))
             one.append((phase, [recipe, f"name={family}-alone", f"{phase}.micro_batch=5"]))
-    for ranks, plan in ((2, two), (1, one)):
-        path = folder / f"plan{ranks}.json"
-        path.write_text(json.dumps(plan))
-        succeeded(launch("tests/dist/phases_program.py", [str(path)], ranks=ranks))
+        for ranks, plan in ((2, two), (1, one)):
+            path = folder / f"plan{ranks}.json"
+            path.write_text(json.dumps(plan))
+            succeeded(launch("tests/dist/phases_program.py", [str(path)], ranks=ranks))
     return folder / "runs"
 
 
