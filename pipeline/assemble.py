@@ -26,14 +26,22 @@ from pipeline.data.features import CachedFeatures, encode_shards, feature_files
 from pipeline.data.loader import DecodedImages
 from pipeline.dist import World, wait_for_all
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.models.encoder import ImageEncoder, Transform, load_image_encoder
-from pipeline.models.families import family
+from pipeline.models.encoder import (
+    Clip,
+    ImageEncoder,
+    Transform,
+    load_clip,
+    load_image_encoder,
+)
+from pipeline.models.families import family, family_settings
 from pipeline.models.llm import load_tokenizer
 from pipeline.models.lora import check_settings, is_adapter, stable_name
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.official import STOP
-from pipeline.models.placement import Placement
+from pipeline.models.placement import WHOLE, Placement
+from pipeline.models.tower import AdaptedTower
 from pipeline.splits import NO_IMAGES, Images, Split, decoded
+from pipeline.tasks import QUESTIONS
 
 log = logging.getLogger("pipeline")
 
@@ -66,9 +74,10 @@ def build_caption_model(
     chosen = family(config.family)
     if not chosen.SEES_IMAGES:
         model = chosen.build(config, dtype=dtype, placement=placement, with_encoder=False)
-        overlay(model.llm, start, "llm.", placement)
+        overlay_parts(model, start, placement)
         return CaptionModel(model, tokenizer, dict.fromkeys(splits, NO_IMAGES), NO_IMAGES)
-    encoder, transform = load_image_encoder(config.encoder, seed=config.seed)
+    bare, transform = load_image_encoder(config.encoder, seed=config.seed)
+    encoder = chosen.tower(config, bare)
     overlay(encoder, start, "encoder.", Placement())
     encoder.requires_grad_(False)
     plain = decoded(transform, _image_size(transform))
@@ -87,8 +96,7 @@ def build_caption_model(
         feature_width=width,
         encoder=None if config.data.cache_features else encoder,
     )
-    overlay(model.st, start, "st.", placement)
-    overlay(model.llm, start, "llm.", placement)
+    overlay_parts(model, start, placement)
     return CaptionModel(model, tokenizer, images, plain)
 
 
@@ -101,11 +109,43 @@ def check_adapters(config: Config, export: Path) -> None:
 def check_stop(config: Config, export: Path) -> None:
     """Raises ConfigError where captions of an imported model would not end under this recipe."""
     details = read_export(export) or {}
-    if details.get("phase") == IMPORTED and config.evaluate.stop is None:
+    captions = config.family == "clipcap"
+    if captions and details.get("phase") == IMPORTED and config.evaluate.stop is None:
         raise ConfigError(
             f"{export} comes from the reference, which never learnt an EOS, so its captions would "
             f"not end; set evaluate.stop={STOP}"
         )
+
+
+def overlay_parts(model: MultimodalLM, tensors: Mapping[str, Tensor], placement: Placement) -> None:
+    """Lays an export over all of a model but its image tower; see `overlay`."""
+    check_known(model, tensors)
+    for name, part in _parts_of(model).items():
+        overlay(part, tensors, f"{name}.", placement)
+
+
+def check_parts(model: MultimodalLM, tensors: Mapping[str, Tensor], placement: Placement) -> None:
+    """Raises CheckpointError as `overlay_parts` does; writes nothing."""
+    check_known(model, tensors)
+    for name, part in _parts_of(model).items():
+        check_overlay(part, tensors, f"{name}.", placement)
+
+
+def check_known(model: MultimodalLM, tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError for tensors of a part that a model of this family does not have."""
+    known = (*_parts_of(model), "encoder", "text")
+    unknown = [name for name in tensors if name.partition(".")[0] not in known]
+    if unknown:
+        raise CheckpointError(
+            f"the export holds {unknown[0]} and {len(unknown) - 1} more tensors that a "
+            f"{type(model).__name__} does not have; set family to what it was trained with, or "
+            "use another init_from="
+        )
+
+
+def _parts_of(model: MultimodalLM) -> dict[str, nn.Module]:
+    """By the first part of their parameters' exported names."""
+    return {name: part for name, part in model.named_children() if name != "encoder"}
 
 
 def overlay(
@@ -152,6 +192,33 @@ def check_overlay(
     return mine
 
 
+def image_text_model(config: Config, *exports: Mapping[str, Tensor]) -> Clip:
+    """The recipe's image-text model with exports laid over it, one after the other.
+
+    Where one of them has adapters in its image tower, or `encoder_adapt` trains some, they are the
+    model's `adapters`.
+    """
+    clip = load_clip(config.encoder, seed=config.seed)
+    held = any(name.startswith("encoder.adapters.") for export in exports for name in export)
+    if held or config.encoder_adapt.train == "adapters":
+        add_tower_adapters(config, clip.model, WHOLE)
+    for export in exports:
+        overlay_clip(clip.model, export)
+    return clip
+
+
+def add_tower_adapters(config: Config, clip: nn.Module, placement: Placement) -> None:
+    """Puts the family's adapters into an image-text model's tower, as its `adapters`.
+
+    Nothing is put where the family has none; an export that has some does not fit then.
+    """
+    visual = clip.visual
+    assert isinstance(visual, nn.Module)
+    tower = family(config.family).tower(config, ImageEncoder(visual, 0), placement)
+    if isinstance(tower, AdaptedTower):
+        clip.adapters = tower.adapters
+
+
 def overlay_clip(clip: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Lays an export's encoder and text tower over an open_clip model; see `overlay`."""
     for part in ("encoder.", "text."):
@@ -179,7 +246,7 @@ def _cached(
     """
     assert isinstance(images.source, DecodedImages)
     made_by = [tensor_hash(encoder.state_dict()), repr(images.source.transform), str(dtype)]
-    made_by.append(str(config.data.max_pixels))
+    made_by += [str(config.data.max_pixels), repr(encoder.settings)]
     encoder = encoder.to(world.device, dtype).eval()
 
     @torch.no_grad()
@@ -189,14 +256,14 @@ def _cached(
 
     places = []
     for part in split.parts:
-        key = fingerprint_of(made_by, config.encoder.normalize, part.fingerprint)
+        key = fingerprint_of(made_by, part.fingerprint)
         folder = Path(config.runs) / "features" / key
         encoded = encode_shards(
             part.reader,
             images.source,
             encode,
             folder,
-            width=encoder.width,
+            shape=encoder.feature_shape,
             rank=world.rank,
             ranks=world.size,
             workers=config.data.workers,
@@ -205,7 +272,7 @@ def _cached(
         if encoded:
             log.info("features      %s: images encoded once, kept in %s", name, folder)
         places += feature_files(folder, part.shards)
-    return Images(CachedFeatures(places), (encoder.width,))
+    return Images(CachedFeatures(places), encoder.feature_shape)
 
 
 def recipe_identity(
@@ -228,15 +295,18 @@ def recipe_identity(
     identity: dict[str, object] = {
         "seed": config.seed,
         "precision": config.precision,
-        "encoder": [arch, hashes[1]],
+        "encoder": [arch, hashes[1], encoder.pixels, encoder.resize],
         "data": [config.data.lanes, config.data.window],
     }
     if not language:
-        return identity
+        adapted = config.encoder_adapt.train == "adapters"
+        return {**identity, "tower": family_settings(config) if adapted else {}}
+    questions = vars(config.scienceqa) if config.data.task == QUESTIONS else None
     return {
         **identity,
-        "family": config.family,
-        "normalize": encoder.normalize,
+        "family": [config.family, family_settings(config)],
+        "task": [config.data.task, questions],
+        "normalize": [encoder.normalize, encoder.scales],
         "max_tokens": config.data.max_tokens,
         "st": vars(config.st),
         "llm": [hashes[2], config.llm.dropout],

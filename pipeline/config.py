@@ -5,10 +5,27 @@ without loading a model. Defaults are the right choice for a real run. Sizes are
 (one image with its captions) unless a name says otherwise; learning rates are absolute.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 PHASES = ("encoder_adapt", "st_align", "llm_tune")
+
+# The families, and the parts that a segment of llm_tune may train of each; `early` and `affine` are
+# there where the recipe switches them on.
+PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "clipcap": ("st", "llm"),
+        "llama_adapter": ("st", "llm", "norms", "prompts", "gates", "early", "affine"),
+        "lavin": ("encoder_adapters", "st", "llm", "adapters"),
+    }
+)
+
+# What a task wants where the recipe does not say; before the recipe, after the defaults below.
+TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"captions": {}, "scienceqa": {"data": {"max_tokens": 640}}}
+)
 
 
 def one_of(default: str, *choices: str) -> Any:
@@ -40,6 +57,13 @@ class EncoderConfig:
     # a tag of open_clip, a local file, or null (random weights)
     pretrained: str | None = path("openai")
     normalize: bool = False  # L2-normalise the features (the reference's --normalize_prefix)
+    # how pixels are prepared: `own` is what the weights were trained with; the references of LaVIN
+    # and LLaMA-Adapter use ImageNet's mean and std, LaVIN also squashes images to a square
+    pixels: str = one_of("own", "own", "imagenet")
+    resize: str = one_of("own", "own", "squash")
+    # s cuts an image of s times the tower's size into s * s tiles and takes the mean of their
+    # features; the scales' features follow one another on the channels
+    scales: list[int] = field(default_factory=lambda: [1])
 
 
 @dataclass
@@ -52,6 +76,40 @@ class STConfig:
     clip_length: int = positive(10)  # transformer: tokens that the image feature is unfolded into
     num_layers: int = positive(8)  # transformer
     num_heads: int = positive(8)  # transformer
+
+
+@dataclass
+class LlamaAdapterConfig:
+    """Adaption prompts in the language model, of family=llama_adapter."""
+
+    layers: int = positive(30)  # topmost layers with prompts
+    prompt_length: int = positive(10)  # prompts of each
+    # V2: first layers that attend to the image's embeddings (st.prefix_length of them); 0 is V1,
+    # which adds the image's one embedding to the prompts of the topmost layers
+    early_layers: int = not_negative(0)
+    bias_scale: bool = False  # V2: y = scale * (W x + bias) in every linear map of the layers
+
+
+@dataclass
+class MMAdapterConfig:
+    """LaVIN's adapters before the attention of every layer, in the LLM and in the image tower."""
+
+    hidden: int = positive(8)  # width of the bottleneck; even
+    scale: float = 1.0  # of the update
+    temperature: float = positive(10.0)  # of the router; the reference: 10 for 7B, 5 for 13B
+    dropout: float = not_negative(0.1)  # in the bottleneck
+
+
+@dataclass
+class LavinConfig:
+    """What the family lavin is made of besides encoder and llm."""
+
+    adapter: MMAdapterConfig = field(default_factory=MMAdapterConfig)
+    # what an image's adapters route on: its class token, or each token on itself, as the reference
+    # does for single images (its checkpoints want `token`)
+    routing: str = one_of("cls", "cls", "token")
+    image_layers: list[int] = field(default_factory=list)  # from 1; empty: 6 evenly spaced
+    visual_hidden: int = positive(128)  # width of the visual projection
 
 
 @dataclass
@@ -71,6 +129,8 @@ class LLMConfig:
     """The language model, any causal LM of transformers."""
 
     path: str = path("gpt2")  # a local folder, or a name on the hub
+    # a config.json that --plan goes by while there is no such folder, from the repository's root
+    plan_by: str | None = field(default=None, metadata={"path": True})
     dropout: float | None = not_negative(None)  # null keeps what the model's own config says
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 
@@ -103,12 +163,16 @@ class RemoteConfig:
 class DataConfig(RemoteConfig):
     """Where the records are and how they are read."""
 
+    # what an LM learns of a record: its captions, or to answer its question (see `scienceqa`)
+    task: str = one_of("captions", "captions", "scienceqa")
     shards: str = path()  # folder, or http(s):// or s3:// URL, with a sub-folder for each split
     mix: list[MixConfig] = field(default_factory=list)  # trained on instead of shards' train_split
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"
-    max_tokens: int = positive(64)  # longest text in tokens, EOS included; the rest is cut, counted
+    # longest text in tokens, EOS included; the rest is cut, counted. Of a question's row it counts
+    # all positions, image slots too, and is 640 by default
+    max_tokens: int = positive(64)
     lanes: int = positive(64)  # the plan's parallel streams; part of the data order
     window: int = positive(1024)  # records shuffled together within a lane
     workers: int = not_negative(2)  # loading processes per rank; 0 loads in the training process
@@ -116,6 +180,18 @@ class DataConfig(RemoteConfig):
     max_bad_fraction: float = not_negative(0.01)  # of an epoch; more bad records stop the run
     strict: bool = False  # stop at the first bad record
     cache_features: bool = True  # encode each image once where the encoder is frozen
+
+
+@dataclass
+class ScienceQAConfig:
+    """How ScienceQA's questions are put (`data.task: scienceqa`)."""
+
+    # what is shown, and what is to be said, in order: Question, Context, Multiple choices, Lecture,
+    # Explanation (the data's solution), Answer
+    format: str = "QCM-ALE"
+    wording: str = one_of("scienceqa", "scienceqa", "lavin")  # "Answer:", or LaVIN's "Response:"
+    use_caption: bool = False  # a captioner's words on the image are part of the context
+    answer_weight: float = positive(1.0)  # in the loss, of "The answer is A."; all else counts 1
 
 
 @dataclass
@@ -154,7 +230,8 @@ class EncoderAdaptConfig(PhaseConfig):
 
     captions: str = one_of("one", "all", "one")
     lr: float = positive(1e-5)
-    train: str = "all"  # all, or last:N (the last N blocks and what follows them)
+    # all, last:N (the last N blocks and what follows them), or adapters (family lavin)
+    train: str = "all"
     layer_decay: float = positive(1.0)  # a block's learning rate is this times the next one's
     text: str = one_of("train", "train", "locked")  # locked: the text tower stays as it came
     loss: str = one_of("infonce", "infonce", "siglip")
@@ -172,7 +249,7 @@ class STAlignConfig(PhaseConfig):
 class SegmentConfig:
     """One segment of LLM tuning: what trains and how long; learning rates are the phase's."""
 
-    train: list[str] = field(default_factory=lambda: ["st", "llm"])
+    train: list[str] | None = None  # some of PARTS; null: what the family trains by default
     epochs: float = positive(1.0)
     lr_scale: float = positive(1.0)
 
@@ -184,7 +261,8 @@ class LLMTuneConfig(PhaseConfig):
     lr: float = positive(2e-5)
     st_lr: float | None = not_negative(None)  # null = lr
     label_smoothing: float = 0.0
-    segments: list[SegmentConfig] = field(default_factory=list)  # empty: st and llm, `epochs` long
+    # empty: one of `epochs`, of what the family trains by default
+    segments: list[SegmentConfig] = field(default_factory=list)
     caption_records: int = not_negative(0)  # validation records scored with CIDEr
 
 
@@ -234,14 +312,23 @@ class ExportConfig:
 class PrepareConfig(RemoteConfig):
     """One data set to be written as shards, or shards of others to be indexed."""
 
-    source: str = ""  # coco, flickr8k, folder, scenes, or webdataset (shards of others)
+    # coco, flickr8k, folder, scenes, scienceqa, or webdataset (shards of others)
+    source: str = ""
     out: str = path()  # folder; each split becomes a sub-folder
-    images: str = path()  # coco, flickr8k, folder: the image folder
+    # coco, flickr8k, folder: the image folder; scienceqa: the folder above train/, val/ and test/
+    images: str = path()
     # coco: annotation JSON files
     annotations: list[str] = field(default_factory=list, metadata={"path": True})
     karpathy: str = path()  # coco: dataset_coco.json, whose splits (and sentences) are used
     split: str = "train"  # coco without karpathy and lists, folder without a column, webdataset
-    captions: str = path()  # flickr8k: captions.txt; folder: a .csv, .tsv, .jsonl or .json file
+    # flickr8k: captions.txt; folder: a .csv, .tsv, .jsonl or .json file; scienceqa: captions.json,
+    # may be left out
+    captions: str = path()
+    # scienceqa: problems.json, or several files
+    problems: list[str] = field(default_factory=list, metadata={"path": True})
+    pid_splits: str = path()  # scienceqa: pid_splits.json; "" = each problem's own split
+    splits: list[str] = field(default_factory=list)  # scienceqa: empty = train, val and test
+    resplit: bool = False  # scienceqa: train, val, test anew by the pid's hash, for trials
     image_column: str = ""  # folder: "" = found by its usual names (image, file_name, path, ...)
     caption_column: str = ""  # folder: "" = found by its usual names (caption, text, ...)
     split_column: str = ""  # folder: "" = the column `split`, where there is one
@@ -268,6 +355,8 @@ class ScratchConfig:
 
     vocab_size: int = positive(1000)
     context_length: int = positive(64)
+    # of the CLIP's text tower, which pads every text to it; null = context_length
+    text_context_length: int | None = not_negative(None)
     image_size: int = positive(64)
     patch_size: int = positive(8)
     vision_width: int = positive(128)
@@ -299,7 +388,7 @@ class Config:
     name: str = ""  # of the run directory; the recipe's name when empty
     runs: str = path("runs")
     seed: int = not_negative(0)
-    family: str = one_of("clipcap", "clipcap")
+    family: str = one_of("clipcap", *PARTS)
     baseline: bool = False  # the same model with the EIM measures off, for as many records seen
     precision: str = one_of("auto", "auto", "bf16", "fp16", "fp32")
     make_missing: bool = False  # make missing shards, weights and predecessors first
@@ -310,7 +399,10 @@ class Config:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     st: STConfig = field(default_factory=STConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
+    lavin: LavinConfig = field(default_factory=LavinConfig)
+    llama_adapter: LlamaAdapterConfig = field(default_factory=LlamaAdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    scienceqa: ScienceQAConfig = field(default_factory=ScienceQAConfig)
     encoder_adapt: EncoderAdaptConfig = field(default_factory=EncoderAdaptConfig)
     st_align: STAlignConfig = field(default_factory=STAlignConfig)
     llm_tune: LLMTuneConfig = field(default_factory=LLMTuneConfig)

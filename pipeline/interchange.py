@@ -19,12 +19,12 @@ from pipeline.checkpoint import ExportTensors, Progress
 from pipeline.config import Config, ExportConfig
 from pipeline.data.files import sha256_of
 from pipeline.errors import ConfigError
-from pipeline.exports import find_export
+from pipeline.exports import WEIGHTS, find_export
 from pipeline.models.encoder import feature_width, load_clip
 from pipeline.models.folders import write_clip, write_llm, write_st
+from pipeline.models.imports import read_reference
 from pipeline.models.llm import llm_width, load_llm, load_tokenizer
 from pipeline.models.lora import merge
-from pipeline.models.official import STOP, check_recipe, read_official
 from pipeline.models.placement import Placement
 
 
@@ -54,31 +54,30 @@ def export(config: Config) -> str:
 
 def import_official(config: Config, file: Path, out: Path) -> str:
     """A checkpoint of the reference as an export, to be scored or tuned under this recipe."""
-    official = read_official(file)
-    check_recipe(official, config)
-    # What the reference's models need in order to end, unless the recipe says it already.
-    settings = replace(config.evaluate, stop=config.evaluate.stop or STOP)
+    found = read_reference(file, config)
     source = {"file": file.name, "sha256": sha256_of(file)}
     details = {
         "fingerprint": ckpt.fingerprint_of(ckpt.IMPORTED, source["sha256"]),
         "phase": ckpt.IMPORTED,
         "source": source,
     }
-    used = replace(config, evaluate=settings, export=ExportConfig())
-    ckpt.save_export(out, official.tensors, Progress(), details, used)
-    normalised = "normalised" if config.encoder.normalize else "not normalised"
-    return (
-        f"{out}: {official}; captions end at {settings.stop!r}; image features are {normalised} "
-        "(encoder.normalize; no checkpoint tells whether its own were)"
-    )
+    used = replace(found.config, export=ExportConfig())
+    ckpt.save_export(out, found.tensors, Progress(), details, used)
+    return f"{out}: {found.remark}"
 
 
 def convert(config: Config, source: Path, out: Path) -> str:
     """An export of ours as llm/, st.safetensors with st.json, and, where it was adapted, encoder/.
 
-    `out` appears by rename, complete or not at all.
+    `out` appears by rename, complete or not at all. ConfigError for a family whose language model
+    is no plain one.
     """
     check_adapters(config, source)
+    if config.family not in ("clipcap", "text"):
+        raise ConfigError(
+            f"checkpoint={source}: a model of family {config.family} is no plain LLM that other "
+            f"libraries load; its own tensors are in {source / WEIGHTS}, by name"
+        )
     tensors = ExportTensors(source)
     st = {name.removeprefix("st."): tensors[name] for name in tensors if name.startswith("st.")}
     adapted = any(name.startswith("encoder.") for name in tensors)

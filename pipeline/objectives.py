@@ -67,7 +67,7 @@ class LanguageTask(Task):
 
 
 class ContrastiveTask(Task):
-    """An open_clip model, both towers.
+    """An open_clip model, both towers, and the `adapters` in its image tower if it has some.
 
     loss: infonce or siglip; a model without SigLIP's bias gets one, and SigLIP's temperature.
     """
@@ -98,7 +98,7 @@ class ContrastiveTask(Task):
         return self
 
     def exported(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The image tower is exported as every family's encoder, the rest as `text`.
+        """The image tower, adapters in it included, is exported as `encoder`, the rest as `text`.
 
         A bias that was added here is not: the model that an export is laid over has none.
         """
@@ -107,7 +107,7 @@ class ContrastiveTask(Task):
             if name in self._added:
                 continue
             inner = name.removeprefix("clip.")
-            part = "encoder" if inner.startswith("visual.") else "text"
+            part = "encoder" if inner.startswith(("visual.", "adapters.")) else "text"
             named[f"{part}.{inner}"] = tensor.reshape(self._shapes.get(name, tensor.shape))
         return named
 

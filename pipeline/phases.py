@@ -20,6 +20,7 @@ from pipeline.config import (
 )
 from pipeline.errors import ConfigError
 from pipeline.models.encoder import depth_groups
+from pipeline.models.families import family
 from pipeline.models.lora import trainable
 from pipeline.models.placement import full_shape
 
@@ -43,9 +44,10 @@ class Segment:
         return self.stop - self.start
 
 
-def segments(name: str, phase: PhaseConfig, steps_per_epoch: int) -> tuple[Segment, ...]:
+def segments(config: Config, name: str, steps_per_epoch: int) -> tuple[Segment, ...]:
     """The segments of a phase, one after the other; `max_steps` cuts the whole phase."""
-    wanted = [SegmentConfig(train=list(_default_parts(name)), epochs=phase.epochs)]
+    phase: PhaseConfig = getattr(config, name)
+    wanted = [SegmentConfig(epochs=phase.epochs)]
     if isinstance(phase, LLMTuneConfig) and phase.segments:
         wanted = list(phase.segments)
     limit = phase.max_steps if phase.max_steps is not None else math.inf
@@ -54,7 +56,8 @@ def segments(name: str, phase: PhaseConfig, steps_per_epoch: int) -> tuple[Segme
     for each in wanted:
         stop = int(min(start + max(round(each.epochs * steps_per_epoch), 1), limit))
         if stop > start:
-            found.append(Segment(len(found), tuple(each.train), start, stop, each.lr_scale))
+            parts = tuple(each.train or _default_parts(config, name))
+            found.append(Segment(len(found), parts, start, stop, each.lr_scale))
         start = stop
     return tuple(found)
 
@@ -87,7 +90,7 @@ def as_baseline(config: Config, records: int) -> Config:
     """The same model with the EIM measures off, for the same number of records seen.
 
     records: in the training split. Without the measures there is one phase in one segment: all that
-    the recipe's segments train (ST and LLM, or the ST alone) trains together at one learning rate,
+    the recipe's segments train (ST and LLM, the ST alone) trains together at one learning rate,
     the encoder stays as it came, plain cross-entropy, no average over steps. It sees as many
     records as the three phases together. What the model is stays: with LoRA the baseline trains the
     same adapters.
@@ -97,10 +100,11 @@ def as_baseline(config: Config, records: int) -> Config:
         phase = getattr(config, name)
         if phase.enabled:
             per_epoch = math.ceil(records / phase.global_batch)
-            steps = sum(each.steps for each in segments(name, phase, per_epoch))
+            steps = sum(each.steps for each in segments(config, name, per_epoch))
             seen += min(steps * phase.global_batch, round(steps / per_epoch * records))
-    trained = {part for each in config.llm_tune.segments for part in each.train}
-    parts = [part for part in _default_parts("llm_tune") if not trained or part in trained]
+    default = _default_parts(config, "llm_tune")
+    trained = [part for each in config.llm_tune.segments for part in each.train or default]
+    parts = list(dict.fromkeys(trained or default))
     tune = replace(
         config.llm_tune,
         enabled=True,
@@ -148,16 +152,43 @@ class Group:
     decays: bool = True
 
 
+def as_segment_sees(config: Config, segment: Segment) -> Config:
+    """The recipe without cached features, where the segment trains what makes them."""
+    if not any(part.startswith("encoder") for part in segment.train):
+        return config
+    return replace(config, data=replace(config.data, cache_features=False))
+
+
 def encoder_groups(clip: nn.Module, phase: EncoderAdaptConfig) -> list[Group]:
     """Freezes what `train` and `text` leave out; groups the rest by depth for layer-wise decay.
 
-    clip: an open_clip model; its `visual` is the tower, everything else is the text side, which
-    trains at the full rate; of a locked one the temperature alone trains. Layer-wise decay as in
-    Clark et al., ELECTRA, 2020; a locked tower as in Zhai et al., LiT, 2022, with the towers'
-    roles exchanged.
+    clip: an open_clip model; its `visual` is the tower, its `adapters` are in the tower where it
+    has some, everything else is the text side, which trains at the full rate; of a locked one the
+    temperature alone trains. Layer-wise decay as in Clark et al., ELECTRA, 2020; a locked tower as
+    in Zhai et al., LiT, 2022, with the towers' roles exchanged.
     """
+    text = _text_group(clip, phase)
+    if phase.train != "adapters":
+        _adapters(clip).requires_grad_(False)
+        return [*_tower_groups(clip, phase), text]
+    _visual(clip).requires_grad_(False)
+    trained = list(_adapters(clip).requires_grad_(True).parameters())
+    return [Group("encoder_adapters", trained, 1.0), text]
+
+
+def _adapters(clip: nn.Module) -> nn.Module:
+    found = getattr(clip, "adapters", None)
+    return found if isinstance(found, nn.Module) else nn.Module()
+
+
+def _visual(clip: nn.Module) -> nn.Module:
     visual = clip.visual
     assert isinstance(visual, nn.Module)
+    return visual
+
+
+def _tower_groups(clip: nn.Module, phase: EncoderAdaptConfig) -> list[Group]:
+    visual = _visual(clip)
     named = dict(visual.named_parameters())
     whole = phase.train == "all" and phase.layer_decay == 1.0
     depths = [list(named)] if whole else depth_groups(visual)
@@ -177,14 +208,19 @@ def encoder_groups(clip: nn.Module, phase: EncoderAdaptConfig) -> list[Group]:
         if trains and parameters:
             label = "encoder" if phase.layer_decay == 1.0 else f"encoder/depth-{depth:02d}"
             found.append(Group(label, parameters, phase.layer_decay**distance))
-    inside = {id(each) for each in named.values()}
+    return _merged(found)
+
+
+def _text_group(clip: nn.Module, phase: EncoderAdaptConfig) -> Group:
+    towers = (_visual(clip), _adapters(clip))
+    inside = {id(each) for tower in towers for each in tower.parameters()}
     text = {name: each for name, each in clip.named_parameters() if id(each) not in inside}
     for name, each in text.items():
         if phase.text == "locked" and name not in _CONSTANTS:
             each.requires_grad_(False)
     label = "text" if phase.text == "train" else "temperature"
     trained = [each for each in text.values() if each.requires_grad]
-    return [*_merged(found), Group(label, trained, 1.0)]
+    return Group(label, trained, 1.0)
 
 
 def part_groups(
@@ -192,17 +228,30 @@ def part_groups(
 ) -> list[Group]:
     """Freezes all parts but the segment's, and groups those that train with their rates.
 
-    Of a part with adapters these alone train.
+    Of a part with LoRA's adapters these alone train.
+
+    Raises:
+        ConfigError: the model has no such part, or two of them hold the same parameters.
     """
+    missing = [part for part in segment.train if part not in parts]
+    if missing:
+        raise ConfigError(
+            f"llm_tune.segments[{segment.index}].train: this model has no {', '.join(missing)}; "
+            f"name some of {', '.join(parts)}, or switch it on in the recipe"
+        )
     rates = dict.fromkeys(parts, 1.0)
     if isinstance(phase, LLMTuneConfig) and phase.st_lr is not None:
         rates["st"] = phase.st_lr / phase.lr
     for module in parts.values():
         module.requires_grad_(False)
-    groups = [
-        Group(part, trainable(parts[part]), rates[part]) for part in segment.train if part in parts
-    ]
-    for each in (parameter for group in groups for parameter in group.parameters):
+    groups = [Group(part, trainable(parts[part]), rates[part]) for part in segment.train]
+    chosen = [parameter for group in groups for parameter in group.parameters]
+    if len({id(each) for each in chosen}) < len(chosen):
+        raise ConfigError(
+            f"llm_tune.segments[{segment.index}].train: of {', '.join(segment.train)} one is a "
+            "part of another; leave one out"
+        )
+    for each in chosen:
         each.requires_grad_(True)
     return groups
 
@@ -223,9 +272,11 @@ def split_by_decay(groups: Sequence[Group]) -> list[Group]:
     return found
 
 
-def _default_parts(name: str) -> tuple[str, ...]:
-    parts = {"encoder_adapt": ("encoder",), "st_align": ("st",)}
-    return parts.get(name, ("st", "llm"))
+def _default_parts(config: Config, name: str) -> tuple[str, ...]:
+    if name != "encoder_adapt":
+        return family(config.family).trains(config, name)
+    adapted = config.encoder_adapt.train == "adapters"
+    return ("encoder_adapters",) if adapted else ("encoder",)
 
 
 def _merged(groups: list[Group]) -> list[Group]:

@@ -9,9 +9,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from pipeline.assemble import check_overlay
+from pipeline.assemble import add_tower_adapters, check_overlay, check_parts
 from pipeline.captioning import end_ids
 from pipeline.checkpoint import ExportTensors
 from pipeline.config import PHASES, Config, EncoderAdaptConfig, PhaseConfig
@@ -40,6 +39,7 @@ from pipeline.models.placement import Blueprint
 from pipeline.models.st import build_st
 from pipeline.phases import encoder_groups, phases_before
 from pipeline.splits import open_split, open_training
+from pipeline.tasks import QUESTIONS, question_format
 
 Check = Callable[[Config, World, str], None]
 
@@ -129,7 +129,10 @@ def _encoder(config: Config, world: World, until: str) -> None:
 def _blocks(config: Config, world: World, until: str) -> None:
     """The encoder has the blocks that shall train."""
     if config.encoder_adapt.enabled and not config.encoder.arch.startswith(HUB):
-        encoder_groups(sketch_clip(config.encoder).model, config.encoder_adapt)
+        clip = sketch_clip(config.encoder).model
+        if config.encoder_adapt.train == "adapters":
+            add_tower_adapters(config, clip, Blueprint())
+        encoder_groups(clip, config.encoder_adapt)
 
 
 def _language_model(config: Config, world: World, until: str) -> None:
@@ -143,6 +146,8 @@ def _language_model(config: Config, world: World, until: str) -> None:
 
 def _sizes(config: Config, world: World, until: str) -> None:
     """Prefix, text and captions fit the context; the ST fits the language model."""
+    if config.data.task == QUESTIONS:
+        question_format(config)
     llm = load_llm_config(config.llm)
     family(config.family).check(config, llm)
     check_adapters(config.llm, llm)
@@ -169,17 +174,17 @@ def _exports(config: Config, world: World, until: str) -> None:
 
 
 def _check_shapes(config: Config, phase: PhaseConfig, tensors: ExportTensors) -> None:
-    modules: dict[str, nn.Module]
     if isinstance(phase, EncoderAdaptConfig):
         clip = sketch_clip(config.encoder).model
-        modules = {"encoder": clip, "text": clip}
-    else:
-        encoder, model = sketch_language_model(config, precision="fp32")
-        modules = {"st": model.st, "llm": model.llm}
-        if encoder is not None:
-            modules["encoder"] = encoder
-    for part, module in modules.items():
-        check_overlay(module, tensors, f"{part}.", Blueprint())
+        if phase.train == "adapters":
+            add_tower_adapters(config, clip, Blueprint())
+        for part in ("encoder.", "text."):
+            check_overlay(clip, tensors, part, Blueprint())
+        return
+    encoder, model = sketch_language_model(config, precision="fp32")
+    check_parts(model, tensors, Blueprint())
+    if encoder is not None:
+        check_overlay(encoder, tensors, "encoder.", Blueprint())
 
 
 def _machine(config: Config, world: World, until: str) -> None:

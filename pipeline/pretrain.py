@@ -26,6 +26,7 @@ from pipeline.models.placement import Placement
 from pipeline.models.scratch import create_clip, create_llm, save_clip, save_llm, train_tokenizer
 from pipeline.run import export_folder, learnt_values, run_phase
 from pipeline.splits import Split, open_training
+from pipeline.tasks import all_texts
 
 log = logging.getLogger("pipeline")
 
@@ -140,7 +141,7 @@ def _initial_folder(config: Config) -> Path:
 
 def _create(config: Config, folder: Path) -> None:
     split = open_training(config)
-    tokenizer = train_tokenizer(_texts(split), config.pretrain.scratch.vocab_size)
+    tokenizer = train_tokenizer(_texts(config, split), config.pretrain.scratch.vocab_size)
     writing = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(writing, ignore_errors=True)
     create_clip(writing / "clip", config.pretrain.scratch, tokenizer, config.seed)
@@ -148,11 +149,11 @@ def _create(config: Config, folder: Path) -> None:
     writing.rename(folder)
 
 
-def _texts(split: Split) -> Iterator[str]:
+def _texts(config: Config, split: Split) -> Iterator[str]:
     reader = split.reader
     for shard, record in items_in_order(split.in_order(1000)):
         try:
-            yield from reader.read(shard, record).data["captions"]
+            yield from all_texts(config, reader.read(shard, record))
         except ContentFault:
             continue
 

@@ -1,8 +1,8 @@
 """Loads a recipe: YAML and `key=value` overrides become a checked `Config`.
 
-Precedence: the defaults of `pipeline/config.py`, then the recipe file, then the command line. What
-can be checked without loading a model is checked here. Assumes an editable install: recipes lie in
-the repository's `stages/recipes/`.
+Precedence: the defaults of `pipeline/config.py`, those of the task, then the recipe file, then the
+command line. What can be checked without loading a model is checked here. Assumes an editable
+install: recipes lie in the repository's `stages/recipes/`.
 """
 
 import dataclasses
@@ -17,7 +17,9 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from pipeline.config import (
+    PARTS,
     PHASES,
+    TASK_DEFAULTS,
     Config,
     EncoderAdaptConfig,
     LLMTuneConfig,
@@ -31,7 +33,6 @@ from pipeline.overrides import dotlist_of, entries, expand, expand_paths, one_li
 
 HOME = Path(__file__).resolve().parents[1]
 RECIPES = HOME / "stages" / "recipes"
-_TRAINABLE = ("st", "llm")
 
 
 def load_recipe(arguments: Sequence[str], section: str | None = None) -> Config:
@@ -59,7 +60,7 @@ def load_recipe(arguments: Sequence[str], section: str | None = None) -> Config:
     dotlist = dotlist_of(overrides, Config)
     _check_keys(recipe, Config, where=f"recipe {name}")
     _check_keys(dotlist, Config, where="command line")
-    config = _merge(Config, recipe, dotlist)
+    config = _merge(Config, _task_defaults(recipe, dotlist), recipe, dotlist)
     assert isinstance(config, Config)
     expand_paths(config, prefix="")
     validate(config)
@@ -101,6 +102,8 @@ def validate(config: Config) -> None:
         raise ConfigError(f"llm.lora.dropout={config.llm.lora.dropout} must be in [0, 1)")
     for name, phase in phase_configs(config):
         _check_phase(name, phase)
+    _check_adapted_tower(config)
+    _check_segments(config)
     if config.evaluate.ds_config is not None:
         check_inference_config("evaluate", config.evaluate.ds_config)
 
@@ -159,6 +162,12 @@ def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
         raise ConfigError(
             f"{key}: {one_line(error)}; see pipeline/config.py for its type"
         ) from error
+
+
+def _task_defaults(*sources: DictConfig) -> DictConfig:
+    """What `data.task` wants where nobody says otherwise; an unknown task is found later."""
+    task = OmegaConf.select(OmegaConf.merge(*sources), "data.task", default="captions")
+    return OmegaConf.create(dict(TASK_DEFAULTS.get(str(task), {})))
 
 
 def _check_keys(node: Any, schema: Any, *, where: str, prefix: str = "") -> None:
@@ -241,14 +250,16 @@ def _check_phase(name: str, phase: PhaseConfig) -> None:
         )
     if isinstance(phase, EncoderAdaptConfig):
         _check_adaptation(name, phase)
-    if isinstance(phase, LLMTuneConfig):
-        _check_segments(name, phase)
+    if isinstance(phase, LLMTuneConfig) and not 0 <= phase.label_smoothing < 1:
+        raise ConfigError(f"{name}.label_smoothing={phase.label_smoothing} must be in [0, 1)")
     check_ds_config(name, phase)
 
 
 def _check_adaptation(name: str, phase: EncoderAdaptConfig) -> None:
-    if not re.fullmatch(r"all|last:[1-9]\d*", phase.train):
-        raise ConfigError(f"{name}.train={phase.train!r} is unknown: use 'all' or 'last:N'")
+    if not re.fullmatch(r"all|last:[1-9]\d*|adapters", phase.train):
+        raise ConfigError(
+            f"{name}.train={phase.train!r} is unknown: use 'all', 'last:N' or 'adapters'"
+        )
     if phase.merge_alpha > 1:
         raise ConfigError(
             f"{name}.merge_alpha={phase.merge_alpha} must be in [0, 1], from the original to the "
@@ -256,13 +267,34 @@ def _check_adaptation(name: str, phase: EncoderAdaptConfig) -> None:
         )
 
 
-def _check_segments(name: str, phase: LLMTuneConfig) -> None:
-    for index, segment in enumerate(phase.segments):
-        unknown = [part for part in segment.train if part not in _TRAINABLE]
+def _check_adapted_tower(config: Config) -> None:
+    """Adapters in the tower are of one family, have no depth, and are no part of a small CLIP."""
+    for name, phase in (
+        ("pretrain.clip", config.pretrain.clip),
+        ("encoder_adapt", config.encoder_adapt),
+    ):
+        if phase.train != "adapters":
+            continue
+        if config.family != "lavin" or name == "pretrain.clip":
+            raise ConfigError(
+                f"{name}.train=adapters: only the tower of family=lavin has adapters, and only in "
+                "encoder_adapt; use 'all' or 'last:N'"
+            )
+        if phase.layer_decay != 1:
+            raise ConfigError(
+                f"{name}.layer_decay={phase.layer_decay} is for the tower's own blocks; set it to "
+                "1.0 with train=adapters"
+            )
+
+
+def _check_segments(config: Config) -> None:
+    known = PARTS[config.family]
+    for index, segment in enumerate(config.llm_tune.segments):
+        if segment.train is None:
+            continue
+        unknown = [part for part in segment.train if part not in known]
         if unknown or not segment.train or len(set(segment.train)) < len(segment.train):
             raise ConfigError(
-                f"{name}.segments[{index}].train={segment.train}: name at least one of "
-                f"{', '.join(_TRAINABLE)}, each once"
+                f"llm_tune.segments[{index}].train={segment.train}: name at least one of "
+                f"{', '.join(known)}, each once"
             )
-    if not 0 <= phase.label_smoothing < 1:
-        raise ConfigError(f"{name}.label_smoothing={phase.label_smoothing} must be in [0, 1)")

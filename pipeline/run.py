@@ -81,7 +81,7 @@ def run_phase(config: Config, name: str, world: World) -> bool:
         save_recipe(config, folder / "config.yaml")
     wait_for_all(world)
     plan_steps = math.ceil(split.records / phase.global_batch)
-    stretches = segments(name, phase, plan_steps)
+    stretches = segments(config, name, plan_steps)
     tensors: Mapping[str, Tensor] = {} if start is None else ckpt.ExportTensors(start)
     progress = Progress()
     budget = phase.stop_after  # steps left to this start

@@ -12,7 +12,7 @@ from typing import Protocol
 from PIL import Image
 from torch import Tensor
 
-from pipeline.assemble import build_caption_model, overlay_clip
+from pipeline.assemble import build_caption_model, image_text_model
 from pipeline.averages import Blend, Interpolation, as_trained
 from pipeline.callbacks.probes import CaptionProbe, References, RetrievalProbe
 from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig, STAlignConfig
@@ -21,7 +21,6 @@ from pipeline.data.plan import Plan, items_in_order
 from pipeline.dist import World
 from pipeline.ds_config import read_ds_config
 from pipeline.engine import Engine, dtype_of
-from pipeline.models.encoder import load_clip
 from pipeline.models.families import family
 from pipeline.objectives import (
     ContrastiveObjective,
@@ -31,8 +30,9 @@ from pipeline.objectives import (
     Objective,
     Task,
 )
-from pipeline.phases import Segment, encoder_groups, part_groups
+from pipeline.phases import Segment, as_segment_sees, encoder_groups, part_groups
 from pipeline.splits import caption_dataset, open_split, open_training, pair_dataset, share_of
+from pipeline.tasks import true_texts
 from pipeline.zero import placement_for
 
 
@@ -84,8 +84,7 @@ def _contrastive(
     world: World,
 ) -> Setup:
     dtype = dtype_of(precision)
-    clip = load_clip(config.encoder, seed=config.seed)
-    overlay_clip(clip.model, start)
+    clip = image_text_model(config, start)
     if phase.activation_checkpointing:
         clip.model.set_grad_checkpointing()  # type: ignore[operator]
     task = ContrastiveTask(clip.model, loss=phase.loss)
@@ -114,8 +113,7 @@ def _contrastive(
 
 def _original_clip(config: Config, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the contrastive phase started from, by the names of its task; loaded again."""
-    clip = load_clip(config.encoder, seed=config.seed)
-    overlay_clip(clip.model, start)
+    clip = image_text_model(config, start)
     return {f"clip.{name}": each.detach() for name, each in clip.model.named_parameters()}
 
 
@@ -130,6 +128,7 @@ def _language(
     world: World,
 ) -> Setup:
     dtype = dtype_of(precision)
+    config = as_segment_sees(config, segment)
     train = open_training(config)
     val = open_split(config, config.data.val_split)
     built = build_caption_model(
@@ -168,7 +167,11 @@ def _language(
         built.tokenizer,
         rows=Pass(rows, config.data.workers),
         prompts=Pass(dataset("val", shown_plan, "none"), workers=0),
-        references=References(val.reader, items_in_order(shown_plan) if shown else []),
+        references=References(
+            val.reader,
+            items_in_order(shown_plan) if shown else [],
+            partial(true_texts, config),
+        ),
         caption_records=captioned,
         sample_images=phase.sample_images,
         settings=config.evaluate,

@@ -3,11 +3,10 @@
 Shared by training and evaluation. Assumes shards that exist; builds readers, opens no image.
 """
 
-import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,13 +18,12 @@ from pipeline.data.loader import DecodedImages, ImageSource, Share, StepDataset
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.mixture import Mixture
 from pipeline.data.plan import Plan
-from pipeline.data.prompts import CaptionRows, PromptRows
 from pipeline.data.reader import ShardReader
 from pipeline.data.remote import is_remote
 from pipeline.dist import World
 from pipeline.errors import ConfigError
 from pipeline.models.encoder import Clip, Transform
-from pipeline.models.families import family
+from pipeline.tasks import dummy_row, prompt_rows, training_rows
 
 _MOST_OPEN_SHARDS = 512  # a process may have about a thousand files open
 
@@ -195,33 +193,34 @@ def caption_dataset(
     *,
     captions: str,
 ) -> StepDataset:
-    """Rows for the LM loss (captions: all or one), or prompts for generation (captions: none)."""
-    collate = prompt_collator(config, images, tokenizer)
-    if captions != "none":
-        row = functools.partial(family(config.family).row, config)
-        rows = CaptionRows(tokenizer, row, config.data.max_tokens)
-        collate = replace(collate, layout=rows)
+    """Rows for the LM loss, or for generation what it starts from.
+
+    captions: `all` or `one` of a record, where the task is captions; `none`: prompts alone.
+    """
+    asks = captions == "none"
     return StepDataset(
         reader=split.reader,
         plan=plan,
         share=share,
-        collate=collate,
+        collate=language_collator(config, images, tokenizer, prompts=asks),
         images=images.source,
-        captions=captions,
+        rows=(prompt_rows if asks else training_rows)(config, tokenizer),
+        captions="all" if asks else captions,
         seed=config.seed,
         strict=config.data.strict,
         sets=split.names,
     )
 
 
-def prompt_collator(
-    config: Config, images: Images, tokenizer: PreTrainedTokenizerBase
+def language_collator(
+    config: Config, images: Images, tokenizer: PreTrainedTokenizerBase, *, prompts: bool
 ) -> LanguageCollator:
-    """Samples to the prompts that generation starts from."""
+    """Rows to batches; prompts: for generation, which goes on where a row ends."""
     return LanguageCollator(
-        layout=PromptRows(tuple(family(config.family).prompt_ids(config))),
         image_shape=images.shape,
         pad_id=int(tokenizer.pad_token_id or 0),
+        dummy=dummy_row(config, tokenizer),
+        left=prompts,
     )
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.captioning import caption_batches, end_ids
 from pipeline.config import EvaluateConfig
 from pipeline.data.collate import LanguageCollator, Sample
-from pipeline.data.prompts import PromptRows
+from pipeline.data.prompts import row_of
 from pipeline.errors import ConfigError
 from pipeline.models.multimodal import IMAGE_SLOT, MultimodalLM
 from tests.models import tiny
@@ -32,8 +32,9 @@ def captions(tokenizer: PreTrainedTokenizerFast, **settings: object) -> dict[str
     )
     nn.init.normal_(model.st.up.weight, std=5.0)
     torch.manual_seed(3)
-    samples = [Sample(str(i), i, ("",), torch.randn(tiny.FEATURE)) for i in range(20)]
-    collate = LanguageCollator(PromptRows((IMAGE_SLOT,) * tiny.PREFIX), (tiny.FEATURE,), 7)
+    prompt = row_of([IMAGE_SLOT] * tiny.PREFIX, [])
+    samples = [Sample(str(i), i, (), torch.randn(tiny.FEATURE), (prompt,)) for i in range(20)]
+    collate = LanguageCollator((tiny.FEATURE,), 7, prompt, left=True)
     chosen = EvaluateConfig(beams=1, max_new_tokens=12, **settings)
     return caption_batches(
         model, [collate(samples)], tokenizer, chosen, device=CPU, dtype=torch.float32

@@ -55,8 +55,8 @@ def run_stage(name: str, arguments: list[str], monkeypatch, capsys) -> str:
     return capsys.readouterr().out
 
 
-def one_of(name: str, phase) -> Segment:
-    return segments(name, phase, 4)[-1]
+def one_of(config: Config, name: str) -> Segment:
+    return segments(config, name, 4)[-1]
 
 
 # What is counted.
@@ -69,7 +69,7 @@ def test_the_towers_are_counted_as_they_are_built(there: Config, train: str) -> 
     counted = census(
         config,
         "encoder_adapt",
-        one_of("encoder_adapt", phase),
+        one_of(replace(config, encoder_adapt=phase), "encoder_adapt"),
         precision="fp32",
         captions=5,
         ranks=1,
@@ -100,7 +100,7 @@ def test_the_caption_model_is_counted_as_it_is_built(
     width = llm.config.hidden_size
     st = build_st(config.st, width=encoder.width, llm_width=width)
     model = ClipCap(None if cached else encoder, st, llm)
-    for segment in segments("llm_tune", config.llm_tune, 4):
+    for segment in segments(config, "llm_tune", 4):
         counted = census(config, "llm_tune", segment, precision="fp32", captions=5, ranks=1)
         part_groups(parts(model), segment, config.llm_tune)
         trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
@@ -114,7 +114,7 @@ def test_activations_on_the_meta_device_are_those_of_a_real_forward_pass() -> No
     real = multimodal(gpt2())
     with torch.device("meta"):
         sketched = multimodal(gpt2())
-    sizes = {"rows": 3, "prefix": 3, "tokens": 5, "width": 6, "layers": 0}
+    sizes = {"rows": 3, "prefix": 3, "tokens": 5, "features": (6,), "layers": 0}
     body, logits = language_activations(sketched, **sizes)
     features = torch.randn(3, 6)
 
@@ -133,7 +133,7 @@ def test_a_frozen_model_keeps_less_and_recomputation_less_still() -> None:
         with torch.device("meta"):
             model = multimodal(gpt2(n_layer=8))
         model.llm.requires_grad_(not frozen)
-        sizes = {"rows": 2, "prefix": 3, "tokens": 5, "width": 6}
+        sizes = {"rows": 2, "prefix": 3, "tokens": 5, "features": (6,)}
         return language_activations(model, **sizes, layers=layers)[0]
 
     whole = body(frozen=False, layers=0)
@@ -147,7 +147,7 @@ def test_small_weights_that_are_still_to_be_made_are_counted(tmp_path: Path) -> 
         counted = census(
             sketched,
             "llm_tune",
-            one_of("llm_tune", config.llm_tune),
+            one_of(config, "llm_tune"),
             precision="fp32",
             captions=5,
             ranks=1,
@@ -159,7 +159,7 @@ def test_small_weights_that_are_still_to_be_made_are_counted(tmp_path: Path) -> 
 def test_adapters_and_averages_are_in_the_plan(there: Config) -> None:
     llm = replace(there.llm, lora=replace(there.llm.lora, rank=2))
     config = replace(there, llm=llm)
-    segment = one_of("llm_tune", there.llm_tune)
+    segment = one_of(there, "llm_tune")
     plain, adapted = (
         census(each, "llm_tune", segment, precision="fp32", captions=None, ranks=1)
         for each in (there, config)
@@ -180,7 +180,7 @@ def test_adapters_and_averages_are_in_the_plan(there: Config) -> None:
 
 
 def phase_standing(config: Config, name: str = "encoder_adapt", ranks: int = 1):
-    stretches = segments(name, getattr(config, name), 4)
+    stretches = segments(config, name, 4)
     return standing(config, name, stretches, precision="fp32", ranks=ranks)
 
 

@@ -22,11 +22,13 @@ LAYERS: dict[int, tuple[str, ...]] = {
     2: (  # pure scores
         "evaluation.captions",
         "evaluation.java",
+        "evaluation.options",
         "evaluation.retrieval",
+        "evaluation.scienceqa",
         "evaluation.spice",
     ),
     3: ("data", "models"),
-    4: ("losses", "phases", "averages"),
+    4: ("losses", "phases", "averages", "tasks"),
     5: ("zero", "engine", "checkpoint", "memory"),
     6: ("objectives", "validation", "captioning"),
     7: ("trainer", "callbacks", "splits", "assemble"),
@@ -50,8 +52,10 @@ _SCORES = LAYERS[2]
 ONLY: dict[str, tuple[str, ...]] = {
     "evaluation.captions": ("errors", "config", *_SCORES),
     "evaluation.java": ("errors", "config", *_SCORES),
+    "evaluation.options": ("errors", "config", *_SCORES),
     "evaluation.retrieval": ("errors", "config", *_SCORES),
     "evaluation.spice": ("errors", "config", *_SCORES),
+    "evaluation.scienceqa": ("errors", "config", *_SCORES),
 }
 
 # Neighbours of one layer that know nothing of each other.

@@ -137,8 +137,11 @@ def language_batch(*texts: str):
         slots = [-1] * tiny.PREFIX
         return Row(slots + ids, [IGNORE] * tiny.PREFIX + ids)
 
-    collate = LanguageCollator(layout, (tiny.FEATURE,), pad_id=0)
-    return collate([Sample(t, i, (t,), torch.randn(tiny.FEATURE)) for i, t in enumerate(texts)])
+    collate = LanguageCollator((tiny.FEATURE,), pad_id=0, dummy=layout("a"))
+    samples = [
+        Sample(t, i, (t,), torch.randn(tiny.FEATURE), (layout(t),)) for i, t in enumerate(texts)
+    ]
+    return collate(samples)
 
 
 def test_smoothing_is_for_training_only() -> None:

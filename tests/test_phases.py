@@ -22,6 +22,7 @@ from pipeline.phases import (
     Group,
     Segment,
     as_baseline,
+    as_segment_sees,
     encoder_groups,
     learning_rate,
     part_groups,
@@ -34,16 +35,16 @@ from tests.models import tiny
 
 def test_segments_follow_one_another_without_a_gap() -> None:
     parts = [SegmentConfig(["st"], 1.0), SegmentConfig(["st", "llm"], 2.5)]
-    found = segments("llm_tune", LLMTuneConfig(segments=parts), 10)
+    found = segments(Config(llm_tune=LLMTuneConfig(segments=parts)), "llm_tune", 10)
     assert [(each.start, each.stop) for each in found] == [(0, 10), (10, 35)]
     assert found[1].train == ("st", "llm")
 
 
 def test_max_steps_cuts_the_phase_and_its_segments() -> None:
     phase = LLMTuneConfig(segments=[SegmentConfig(epochs=1), SegmentConfig(epochs=1)], max_steps=12)
-    assert [each.stop for each in segments("llm_tune", phase, 10)] == [10, 12]
+    assert [each.stop for each in segments(Config(llm_tune=phase), "llm_tune", 10)] == [10, 12]
     phase.max_steps = 10
-    assert [each.stop for each in segments("llm_tune", phase, 10)] == [10]
+    assert [each.stop for each in segments(Config(llm_tune=phase), "llm_tune", 10)] == [10]
 
 
 def test_the_predecessor_is_the_nearest_enabled_phase() -> None:
@@ -82,7 +83,7 @@ def test_the_baseline_sees_as_many_records_with_the_measures_off(records: int) -
     assert (base.llm_tune.label_smoothing, base.llm_tune.st_lr) == (0.0, None)
     assert base.llm_tune.init_from is None
     per_epoch = math.ceil(records / base.llm_tune.global_batch)
-    (only,) = segments("llm_tune", base.llm_tune, per_epoch)
+    (only,) = segments(base, "llm_tune", per_epoch)
     assert only.train == ("st", "llm")
     assert abs(only.steps - 6 * per_epoch) <= 1
     assert (base.name, base.baseline) == ("run-baseline", False)
@@ -92,7 +93,7 @@ def test_the_baseline_of_a_frozen_llm_leaves_it_frozen() -> None:
     config = Config(name="run", baseline=True)
     config.llm_tune.segments = [SegmentConfig(["st"], 1), SegmentConfig(["st"], 2)]
     base = as_baseline(config, 640)
-    (only,) = segments("llm_tune", base.llm_tune, 10)
+    (only,) = segments(base, "llm_tune", 10)
     assert only.train == ("st",)
     assert only.steps == 50  # one epoch of each of the first two phases, three of this one
 
@@ -103,7 +104,7 @@ def test_the_baseline_counts_what_max_steps_leaves() -> None:
     config.encoder_adapt.max_steps, config.encoder_adapt.global_batch = 3, 10
     config.llm_tune.max_steps, config.llm_tune.global_batch = 5, 10
     base = as_baseline(config, 1000)
-    (only,) = segments("llm_tune", base.llm_tune, 100)
+    (only,) = segments(base, "llm_tune", 100)
     assert only.steps == 8
 
 
@@ -199,3 +200,53 @@ def test_the_full_shape_decides_where_a_partition_is_flat() -> None:
         (True, True),
         (False, False),
     ]
+
+
+def test_a_part_that_is_not_there_and_one_within_another_are_refused() -> None:
+    whole = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    parts = {"st": nn.Linear(2, 2), "llm": whole, "norms": nn.ModuleList([whole[1]])}
+    with pytest.raises(ConfigError, match=r"segments\[1\].*no early; name some of st, llm, norms"):
+        part_groups(parts, Segment(1, ("st", "early"), 0, 1, 1.0), LLMTuneConfig())
+    with pytest.raises(ConfigError, match="of llm, norms one is a part of another"):
+        part_groups(parts, Segment(0, ("llm", "norms"), 0, 1, 1.0), LLMTuneConfig())
+    part_groups(parts, Segment(0, ("norms",), 0, 1, 1.0), LLMTuneConfig())
+    assert [each.requires_grad for each in whole.parameters()] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("family", "aligned", "tuned"),
+    [
+        ("clipcap", ("st",), ("st", "llm")),
+        ("lavin", ("st",), ("encoder_adapters", "st", "adapters")),
+        ("llama_adapter", ("st", "gates"), ("st", "prompts")),
+    ],
+)
+def test_what_trains_by_default_is_the_family_s(
+    family: str, aligned: tuple[str, ...], tuned: tuple[str, ...]
+) -> None:
+    config = Config(family=family)
+    assert segments(config, "st_align", 5)[0].train == aligned
+    assert segments(config, "llm_tune", 5)[0].train == tuned
+    config.llm_tune.segments = [SegmentConfig(["st"]), SegmentConfig()]
+    assert [each.train for each in segments(config, "llm_tune", 5)] == [("st",), tuned]
+    (base,) = segments(as_baseline(config, 64), "llm_tune", 5)
+    assert sorted(base.train) == sorted(tuned)
+
+
+def test_features_are_cached_where_the_encoder_is_frozen() -> None:
+    config = Config(family="lavin")
+    joint, late = (Segment(0, parts, 0, 1, 1.0) for parts in (("encoder_adapters",), ("st",)))
+    assert not as_segment_sees(config, joint).data.cache_features
+    assert as_segment_sees(config, late).data.cache_features
+
+
+def test_adapters_in_the_tower_train_instead_of_it(clip: nn.Module) -> None:
+    clip.adapters = nn.Linear(4, 4)
+    groups = encoder_groups(clip, EncoderAdaptConfig(train="adapters", text="locked"))
+    assert [each.name for each in groups] == ["encoder_adapters", "temperature"]
+    trained = {name for name, each in clip.named_parameters() if each.requires_grad}
+    assert trained == {"adapters.weight", "adapters.bias", "logit_scale"}
+    groups = encoder_groups(clip, EncoderAdaptConfig())
+    trained = {name for name, each in clip.named_parameters() if each.requires_grad}
+    assert not any(name.startswith("adapters.") for name in trained)
+    assert sum(len(each.parameters) for each in groups) == len(trained)

@@ -63,7 +63,7 @@ def test_segments_and_interpolations_become_objects() -> None:
         ("st_align.global_batch=-1", "st_align.global_batch=-1 must be above zero"),
         ("st.kind=mpl", "st.kind='mpl' is unknown; did you mean 'mlp'?"),
         ("precision=bf61", "did you mean 'bf16'?"),
-        ("encoder_adapt.train=last", "use 'all' or 'last:N'"),
+        ("encoder_adapt.train=last", "use 'all', 'last:N' or 'adapters'"),
         ("encoder_adapt.text=frozen", "encoder_adapt.text='frozen' is unknown"),
         ("encoder_adapt.loss=sigclip", "did you mean 'siglip'?"),
         ("encoder_adapt.merge_alpha=1.5", "encoder_adapt.merge_alpha=1.5 must be in [0, 1]"),
@@ -86,6 +86,9 @@ def test_segments_and_interpolations_become_objects() -> None:
         ("llm_tune.segments=[{train: [st, st]}]", "each once"),
         ("llm_tune.segments={train: [st]}", "llm_tune.segments must be a list"),
         ("llm_tune.segments=[{trian: [st]}]", "'llm_tune.segments[0].trian' (command line); did"),
+        ("encoder_adapt.train=adapters", "only the tower of family=lavin has adapters"),
+        ("llm_tune.segments=[{train: [adapters]}]", "name at least one of st, llm, each once"),
+        ("data.task=question", "data.task='question' is unknown"),
         ("pretrain.clip.train=bogus", "pretrain.clip.train='bogus' is unknown"),
         ("name=../x", "one folder name"),
         ("st_align.stop_after=0", "leave it null for no limit"),
@@ -160,3 +163,11 @@ def test_a_plan_that_is_misspelt_does_not_do_the_work(tmp_path: Path) -> None:
         without_plan(["source=scenes", f"out={tmp_path}", "plan=yes"])
     assert without_plan(["a=b", "plan=True"]) == (True, ["a=b"])
     assert without_plan(["a=b", "plan=false"]) == (False, ["a=b"])
+
+
+def test_a_task_brings_its_own_defaults(tiny: str) -> None:
+    bare = [tiny.replace("tiny.yaml", "bare.yaml")]
+    Path(bare[0].removeprefix("recipe=")).write_text("family: lavin\n", encoding="utf-8")
+    assert load_recipe(bare).data.max_tokens == 64
+    assert load_recipe([*bare, "data.task=scienceqa"]).data.max_tokens == 640
+    assert load_recipe([*bare, "data.task=scienceqa", "data.max_tokens=512"]).data.max_tokens == 512

@@ -16,7 +16,7 @@ from pipeline.data.sources.record import SourceRecord
 from pipeline.errors import ConfigError
 from pipeline.recipe import load_recipe
 from pipeline.splits import Split, open_split, open_training
-from tests.data.samples import PlainImage
+from tests.data.samples import DUMMY, EachCaption, PlainImage
 from tests.data.servers import serve
 from tests.data.test_loader import contents, layout, to_tensor
 
@@ -54,7 +54,8 @@ def steps_of(split: Split, first: int, last: int, *, rank: int = 0, ranks: int =
         reader=split.reader,
         plan=split.plan(8, seed=3),
         share=Share(rank, ranks, ranks, 2),
-        collate=LanguageCollator(layout, (3, 4, 4), pad_id=0),
+        collate=LanguageCollator((3, 4, 4), pad_id=0, dummy=DUMMY),
+        rows=EachCaption(layout),
         images=DecodedImages(to_tensor, 4),
         captions="one",
         sets=split.names,

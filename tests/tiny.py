@@ -1,12 +1,14 @@
-"""A recipe small enough for tests: scenes, a tiny CLIP and LM, all three phases.
+"""Recipes small enough for tests: scenes or questions, a tiny CLIP and LM, all three phases.
 
-`write_recipe` gives a YAML file whose every path lies below one folder.
+`write_recipe` and `write_questions` give a YAML file whose every path lies below one folder.
 """
 
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+
+from tests.data.questions import problem, put_scienceqa
 
 # What makes ZeRO-3 partition small models too; with the defaults they stay gathered.
 TIGHT_ZERO3 = {
@@ -87,9 +89,77 @@ def recipe(folder: Path, *, ds_config: str = "zero3") -> dict[str, Any]:
 
 def write_recipe(folder: Path, *, ds_config: str = "zero3", **changes: Any) -> Path:
     """Writes the recipe as `folder`/tiny.yaml, with dotted `changes` such as st_align__lr=1."""
-    made = OmegaConf.create(recipe(folder, ds_config=ds_config))
+    return _write(recipe(folder, ds_config=ds_config), folder, "tiny", changes)
+
+
+def question_recipe(folder: Path, family: str, *, ds_config: str = "zero3") -> dict[str, Any]:
+    """The recipe of a family on questions of `put_questions`."""
+    made = recipe(folder, ds_config=ds_config)
+    made["family"] = family
+    made["prepare"] = {
+        "questions": {
+            "source": "scienceqa",
+            "problems": [str(folder / "raw" / "problems.json")],
+            "images": str(folder / "raw" / "images"),
+            "out": str(folder / "data"),
+            "records_per_shard": 16,
+            "workers": 0,
+        }
+    }
+    made["pretrain"]["scratch"] |= {"context_length": 161, "text_context_length": 64}
+    made["data"] |= {"task": "scienceqa", "max_tokens": 160}
+    made["scienceqa"] = {"format": "QCM-ALE", "answer_weight": 2.0}
+    first, second = {"lavin": (["st", "adapters"], None), "llama_adapter": (["prompts"], None)}[
+        family
+    ]
+    made["llm_tune"] |= {
+        "segments": [{"train": first, "epochs": 0.5}, {"train": second, "epochs": 1}],
+        "caption_records": 0,
+    }
+    if family == "lavin":
+        made["scienceqa"]["wording"] = "lavin"
+        made["encoder_adapt"] |= {"train": "adapters", "layer_decay": 1.0}
+        adapter = {"hidden": 4, "dropout": 0.0}  # dropout would differ between ranks
+        made["lavin"] = {"adapter": adapter, "image_layers": [1, 2], "visual_hidden": 8}
+    else:
+        made["st"] = {"kind": "mlp", "prefix_length": 1, "hidden": 8}
+        made["llama_adapter"] = {"layers": 2, "prompt_length": 3}
+        made["encoder"] |= {"scales": [1, 2]}
+    return made
+
+
+def put_questions(folder: Path) -> None:
+    """Writes `folder`/raw: questions, every second one with an image, which makes it longer.
+
+    So the micro-batches of a step, which are of similar length, are of one kind often.
+    """
+    problems = {}
+    for number, split in enumerate(["train"] * 40 + ["val"] * 10 + ["test"] * 10):
+        seen = number % 2 == 0
+        problems[str(number + 1)] = problem(
+            question=f"Which of the two is number {number % 7}?",
+            choices=["this one", "that one", "none"][: 2 + number % 2],
+            answer=number % 2,
+            hint="It is to be seen in the picture beside this text." if seen else "",
+            image="image.png" if seen else None,
+            lecture="Look and count.",
+            solution=f"It is so because of {number % 5}.",
+            split=split,
+        )
+    put_scienceqa(folder / "raw", problems)
+
+
+def write_questions(folder: Path, family: str, *, ds_config: str = "zero3", **changes: Any) -> Path:
+    """Writes the family's recipe as `folder`/FAMILY.yaml, with dotted `changes`, and its data."""
+    if not (folder / "raw").is_dir():
+        put_questions(folder)
+    return _write(question_recipe(folder, family, ds_config=ds_config), folder, family, changes)
+
+
+def _write(made: dict[str, Any], folder: Path, name: str, changes: dict[str, Any]) -> Path:
+    written = OmegaConf.create(made)
     for key, value in changes.items():
-        OmegaConf.update(made, key.replace("__", "."), value)
-    path = folder / "tiny.yaml"
-    path.write_text(OmegaConf.to_yaml(made), encoding="utf-8")
+        OmegaConf.update(written, key.replace("__", "."), value)
+    path = folder / f"{name}.yaml"
+    path.write_text(OmegaConf.to_yaml(written), encoding="utf-8")
     return path

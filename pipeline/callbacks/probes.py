@@ -4,7 +4,7 @@
 called on every rank with the engine in eval mode.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from pipeline.captioning import caption_batches
 from pipeline.config import EvaluateConfig
 from pipeline.data.faults import ContentFault
 from pipeline.data.loader import Pass
-from pipeline.data.reader import ShardReader
+from pipeline.data.reader import RawRecord, ShardReader
 from pipeline.dist import World, gather_json
 from pipeline.engine import Engine
 from pipeline.evaluation.captions import quick_cider
@@ -25,35 +25,40 @@ from pipeline.models.multimodal import MultimodalLM
 from pipeline.validation import language_metrics, retrieval_features, skipped_over_ranks
 
 
+def captions_of(raw: RawRecord) -> list[str]:
+    """A record's captions."""
+    return list(raw.data["captions"])
+
+
 @dataclass(frozen=True)
 class References:
-    """The first records of a split with their images and true captions, for rank 0."""
+    """The first records of a split with their images and true texts, for rank 0."""
 
     reader: ShardReader
     items: Sequence[tuple[int, int]]  # (shard, record)
+    texts: Callable[[RawRecord], list[str]] = captions_of  # ContentFault where there are none
 
     def captions(self) -> dict[str, list[str]]:
-        """Record key -> true captions."""
+        """Record key -> true texts."""
         found = {}
         for shard, record in self.items:
             try:
                 raw = self.reader.read(shard, record)
+                found[raw.key] = self.texts(raw)
             except ContentFault:
                 continue
-            found[raw.key] = list(raw.data["captions"])
         return found
 
     def examples(self, predicted: dict[str, str], limit: int) -> list[Example]:
-        """Images with predictions and the first true caption; unusable images are left out."""
+        """Images with predictions and the first true text; unusable images are left out."""
         found: list[Example] = []
         for shard, record in self.items[:limit]:
             try:
                 raw = self.reader.read(shard, record)
                 image = self.reader.image(raw, draft_size=256)
+                found.append(Example(image, predicted.get(raw.key, ""), self.texts(raw)[0]))
             except ContentFault:
                 continue
-            text = predicted.get(raw.key, "")
-            found.append(Example(image, text, raw.data["captions"][0]))
         return found
 
 

@@ -1,7 +1,7 @@
-"""Records become batches: text tokens, padding, and which row looks at which image.
+"""Records become batches: padding, and which row looks at which image.
 
-Knows tokenizers only as functions and images only as tensors or cached features; the layout of a
-row (where the image goes, what is a target) comes from `prompts.py`.
+Knows tokenizers only as functions and images only as tensors or cached features; the rows of a
+record (where the image goes, what is a target) were made before (`prompts.py`).
 """
 
 import hashlib
@@ -22,7 +22,8 @@ class Sample:
     key: str
     position: int  # the record's number in the split, the same on every rank
     captions: tuple[str, ...]
-    image: Tensor | None  # (3, H, W) or cached features (C,); None for text alone
+    image: Tensor | None  # (3, H, W) or cached features (C,) or (k, C); None for text alone
+    rows: tuple[Row, ...] = ()  # for an LM
 
 
 @dataclass
@@ -30,7 +31,7 @@ class LanguageBatch:
     """A micro-batch for the LM loss: R rows of text, I images."""
 
     images: Tensor | None  # (I, 3, H, W)
-    features: Tensor | None  # (I, C)
+    features: Tensor | None  # (I, C) or (I, k, C)
     image_rows: Tensor  # (R,) which image each row uses, -1 = none
     input_ids: Tensor  # (R, T) with IMAGE_SLOT where an image embedding goes
     attention_mask: Tensor  # (R, T)
@@ -80,34 +81,43 @@ def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
 
 @dataclass(frozen=True)
 class LanguageCollator:
-    """Samples to a LanguageBatch; `layout` turns one caption into a row of token ids."""
+    """Samples to a LanguageBatch.
 
-    layout: Callable[[str], Row]
-    image_shape: tuple[int, ...]  # (3, H, W), or (C,) where features are cached; () for text alone
+    Where the model sees images, a batch has one at least: under ZeRO every rank runs the encoder
+    and the ST network, or none does. Of text alone it is black, and no row's.
+    """
+
+    # (3, H, W), or (C,) or (k, C) where features are cached; () for a model without images
+    image_shape: tuple[int, ...]
     pad_id: int
+    dummy: Row  # of a batch without samples; with a target, and without image slots
+    left: bool = False  # pad on the left, as generation wants it
 
     def __call__(self, samples: Sequence[Sample]) -> LanguageBatch:
-        """R rows, one a caption; an empty list gives the zero-weight dummy."""
+        """The samples' rows in order; an empty list gives the zero-weight dummy."""
         if not samples:
-            image = torch.zeros(self.image_shape) if self.image_shape else None
-            batch = self([Sample("", -1, ("a",), image)])
+            batch = self([Sample("", -1, (), None, (self.dummy,))])
             batch.weights.zero_()
-            batch.keys = ()
+            batch.keys, batch.cut = (), 0
             return batch
-        rows = [self.layout(text) for sample in samples for text in sample.captions]
-        owner = [i for i, sample in enumerate(samples) for _ in sample.captions]
+        rows = [row for sample in samples for row in sample.rows]
+        owner = [i for i, sample in enumerate(samples) for _ in sample.rows]
         length = max(len(row.ids) for row in rows)
         shape = (len(rows), length)
         ids = torch.full(shape, self.pad_id)
         mask = torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, IGNORE)
+        weights = torch.ones(shape)
         for i, row in enumerate(rows):
             n = len(row.ids)
-            ids[i, :n] = torch.tensor(row.ids)
-            mask[i, :n] = 1
-            labels[i, :n] = torch.tensor(row.labels)
-        images, slots = _stack_images(samples)
-        cached = len(self.image_shape) == 1
+            place = slice(length - n, length) if self.left else slice(n)
+            ids[i, place] = torch.tensor(row.ids)
+            mask[i, place] = 1
+            labels[i, place] = torch.tensor(row.labels)
+            if row.weights is not None:
+                weights[i, place] = torch.tensor(row.weights)
+        images, slots = self._stack_images(samples)
+        cached = len(self.image_shape) < 3
         return LanguageBatch(
             images=None if cached else images,
             features=images if cached else None,
@@ -115,10 +125,19 @@ class LanguageCollator:
             input_ids=ids,
             attention_mask=mask,
             labels=labels,
-            weights=(labels != IGNORE).float(),
+            weights=weights * (labels != IGNORE),
             keys=tuple(sample.key for sample in samples),
             cut=sum(row.cut for row in rows),
         )
+
+    def _stack_images(self, samples: Sequence[Sample]) -> tuple[Tensor | None, list[int]]:
+        """The images, and each sample's place among them (-1 without one)."""
+        if not self.image_shape:
+            return None, [-1] * len(samples)
+        images = [sample.image for sample in samples if sample.image is not None]
+        places = iter(range(len(images)))
+        slots = [-1 if sample.image is None else next(places) for sample in samples]
+        return torch.stack(images or [torch.zeros(self.image_shape)]), slots
 
 
 @dataclass(frozen=True)
@@ -129,7 +148,11 @@ class ContrastiveCollator:
     image_shape: tuple[int, ...]
 
     def __call__(self, samples: Sequence[Sample]) -> ContrastiveBatch:
-        """N pairs, one a caption; an empty list gives a dummy, which identity -1 marks."""
+        """N pairs, one a caption; an empty list gives a dummy, which identity -1 marks.
+
+        Text alone is no pair: samples without an image are left out.
+        """
+        samples = [sample for sample in samples if sample.image is not None]
         if not samples:
             dummy = self([Sample("", -1, ("a",), torch.zeros(self.image_shape))])
             dummy.identity.fill_(-1)
@@ -165,14 +188,6 @@ def text_id(text: str) -> int:
     """A 63-bit number that is the same for texts alike but for case and white space."""
     digest = hashlib.sha256(" ".join(text.lower().split()).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _stack_images(samples: Sequence[Sample]) -> tuple[Tensor | None, list[int]]:
-    """The images that there are, and each sample's place among them (-1 without an image)."""
-    images = [sample.image for sample in samples if sample.image is not None]
-    places = iter(range(len(images)))
-    slots = [-1 if sample.image is None else next(places) for sample in samples]
-    return (torch.stack(images) if images else None), slots
 
 
 def _image(sample: Sample) -> Tensor:

@@ -23,7 +23,7 @@ from pipeline.data.lru import LRU
 from pipeline.data.reader import RawRecord, ShardReader
 from pipeline.errors import DataError
 
-Encode = Callable[[Tensor], Tensor]  # (B, 3, H, W) -> (B, C)
+Encode = Callable[[Tensor], Tensor]  # (B, 3, H, W) -> (B, C) or (B, k, C)
 
 
 class CachedFeatures:
@@ -35,10 +35,10 @@ class CachedFeatures:
         self._open: LRU[int, npt.NDArray[np.float32]] = LRU(256)
 
     def __call__(self, reader: ShardReader, raw: RawRecord, shard: int, record: int) -> Tensor:
-        """(C,) of one record; raises ContentFault where the image could not be used."""
+        """(C,) or (k, C) of one record; raises ContentFault where the image could not be used."""
         rows = self._open.get(shard, lambda: _load(self._files[shard]))
         row = np.array(rows[record])
-        if np.isnan(row[0]):
+        if np.isnan(row.flat[0]):
             raise ContentFault(
                 "image not usable", raw.shard, raw.key, "the encoder could not see it"
             )
@@ -76,7 +76,7 @@ def encode_shards(
     encode: Encode,
     folder: Path,
     *,
-    width: int,
+    shape: tuple[int, ...],
     rank: int,
     ranks: int,
     workers: int,
@@ -84,8 +84,8 @@ def encode_shards(
 ) -> int:
     """Writes the features of this rank's shards (every `ranks`-th) that are not there yet.
 
-    width: C, of what `encode` gives. Returns the number of images encoded; each image is encoded
-    once, however many captions it has.
+    shape: of one image's features, (C,) or (k, C). Returns the number of images encoded; each is
+    encoded once, however many captions it has.
     """
     folder.mkdir(parents=True, exist_ok=True)
     encoded = 0
@@ -95,9 +95,10 @@ def encode_shards(
         if target.is_file():
             continue
         rows = _encode_shard(
-            reader, images, encode, shard, width=width, workers=workers, batch=batch
+            reader, images, encode, shard, shape=shape, workers=workers, batch=batch
         )
-        encoded += int((~np.isnan(rows[:, 0])).sum())
+        first = rows.reshape(len(rows), -1)[:, 0]
+        encoded += int((~np.isnan(first)).sum())
         writing = folder / f".{target.name}.{os.getpid()}"
         with writing.open("wb") as file:
             np.save(file, rows, allow_pickle=False)
@@ -113,7 +114,7 @@ def _encode_shard(
     encode: Encode,
     shard: int,
     *,
-    width: int,
+    shape: tuple[int, ...],
     workers: int,
     batch: int,
 ) -> npt.NDArray[np.float32]:
@@ -126,7 +127,7 @@ def _encode_shard(
         collate_fn=_as_is,
         generator=torch.Generator(),  # leaves torch's global one alone
     )
-    rows = np.full((count, width), np.nan, dtype=np.float32)
+    rows = np.full((count, *shape), np.nan, dtype=np.float32)
     for loaded in loader:
         usable = [(record, image) for record, image in loaded if image is not None]
         if usable:

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from pipeline.data.collate import Batch, Sample
 from pipeline.data.faults import ContentFault
 from pipeline.data.images import decode_image
+from pipeline.data.prompts import Row
 from pipeline.errors import ConfigError
 
 # In a folder, files with other endings are no images; a file that is named itself may have any.
@@ -96,6 +97,7 @@ class FileDataset(Dataset[FileBatch]):
     root: str
     names: Sequence[str]
     size: int  # files of a batch
+    row: Row  # that the generation of each caption starts from
     collate: Callable[[list[Sample]], Batch]
     transform: Callable[[Image.Image], Tensor]
     image_size: int  # pixels that the transform needs of the short side
@@ -114,7 +116,7 @@ class FileDataset(Dataset[FileBatch]):
             try:
                 data = self._read(name)
                 image = self.transform(self._decode(data, self.image_size))
-                samples.append(Sample(name, place, ("",), image))
+                samples.append(Sample(name, place, (), image, (self.row,)))
                 if name in self.shown:
                     loaded.pictures[name] = self.picture(self._decode(data, _FOR_PEOPLE))
             except ContentFault as fault:

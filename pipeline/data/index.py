@@ -20,12 +20,15 @@ from pipeline.errors import DataError
 
 Ints = NDArray[np.int64]
 
+_MOST_TEXT = 1 << 30  # bytes; a record that claims more is not believed
+
 
 @dataclass(frozen=True)
 class ShardIndex:
     """Members of one shard, one row a record; offsets and sizes in bytes, all of shape (n,).
 
-    A record has a JSON member, a text member, or both; the offset of a missing one is -1.
+    A record has a JSON member, a text member, or both, and may have an image; the offset of a
+    missing one is -1.
     """
 
     names: NDArray[np.bytes_]  # the keys in UTF-8: a quarter of the memory of NumPy's text
@@ -35,7 +38,7 @@ class ShardIndex:
     json_size: Ints
     txt_offset: Ints
     txt_size: Ints
-    text_bytes: Ints  # of all captions together, in UTF-8
+    text_bytes: Ints  # of all captions together, in UTF-8, or what the JSON's "text_bytes" says
     captions: Ints  # how many there are
 
     def __len__(self) -> int:
@@ -59,6 +62,17 @@ def captions_of(data: dict[str, Any]) -> list[str]:
     found = data.get("captions", data.get("caption"))
     candidates = found if isinstance(found, list) else [found]
     return [text for text in candidates if isinstance(text, str) and text.strip()]
+
+
+def text_bytes_of(data: dict[str, Any]) -> int:
+    """Return how much text a record holds, in bytes: only rows of alike length need it.
+
+    A record with more text than its captions says it itself, as "text_bytes".
+    """
+    told = data.get("text_bytes")
+    if type(told) is int and 0 <= told <= _MOST_TEXT:
+        return told
+    return sum(len(text.encode(errors="replace")) for text in captions_of(data))
 
 
 def save_index(index: ShardIndex, path: Path, entry: ShardEntry, **notes: str) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.data.collate import Batch, Sample
 from pipeline.data.faults import ContentFault
 from pipeline.data.plan import Plan, arrange
+from pipeline.data.prompts import MakeRows, Row
 from pipeline.data.reader import RawRecord, ShardReader
 from pipeline.errors import DataError
 
@@ -26,7 +27,7 @@ class ImageSource(Protocol):
     """Where a record's image tensor comes from: decoded here, or a cache of features."""
 
     def __call__(self, reader: ShardReader, raw: RawRecord, shard: int, record: int) -> Tensor:
-        """(3, H, W) or (C,); raises ContentFault for an unusable image."""
+        """(3, H, W), (C,) or (k, C); raises ContentFault for an unusable image."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class StepDataset(Dataset[RankStep]):
     share: Share
     collate: Callable[[list[Sample]], Batch]
     images: ImageSource | None  # None: text alone
-    captions: str = "all"  # all, one (drawn by seed, epoch and key), or none (for prompts)
+    rows: MakeRows | None = None  # for an LM; None: the collator takes captions
+    captions: str = "all"  # all, or one (drawn by seed, epoch and key)
     seed: int = 0
     strict: bool = False
     sets: tuple[str, ...] = ()  # names of a mixture's sets
@@ -107,8 +109,11 @@ class StepDataset(Dataset[RankStep]):
         try:
             raw = self.reader.read(shard, record)
             texts = _captions(raw)
+            if self.captions == "one":
+                texts = (texts[draw(self.seed, epoch, raw.key, len(texts))],)
+            rows = () if self.rows is None else self._rows(raw, texts)
             image = None
-            if self.images is not None:
+            if self.images is not None and raw.image is not None:
                 image = self.images(self.reader, raw, shard, record)
         except ContentFault as fault:
             if self.strict:
@@ -116,11 +121,14 @@ class StepDataset(Dataset[RankStep]):
             loaded.faults[fault.reason] += 1
             loaded.examples.append(str(fault))
             return None
-        if self.captions == "one":
-            texts = (texts[draw(self.seed, epoch, raw.key, len(texts))],)
-        elif self.captions == "none":
-            texts = ("",)
-        return Sample(raw.key, self.reader.position(shard, record), texts, image)
+        return Sample(raw.key, self.reader.position(shard, record), texts, image, rows)
+
+    def _rows(self, raw: RawRecord, texts: tuple[str, ...]) -> tuple[Row, ...]:
+        assert self.rows is not None
+        try:
+            return self.rows(raw, texts)
+        except ContentFault as fault:
+            raise ContentFault(fault.reason, raw.shard, raw.key, fault.detail) from fault
 
 
 def draw(seed: int, epoch: int, key: str, choices: int) -> int:

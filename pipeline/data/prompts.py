@@ -1,7 +1,8 @@
 """Texts become rows of token ids: tokenisation, cutting, which tokens are targets.
 
-Where the image goes in a row is the family's business: its `row` function comes in from outside.
-Assumes nothing about padding or batches (`collate.py`).
+A row is what comes before its target (image slots, a prompt), the target, and EOS. What comes
+before is the family's business: its `layout` comes in from outside. Assumes nothing about padding
+or batches (`collate.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -9,46 +10,67 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.data.reader import RawRecord
+
 IGNORE = -100  # in labels: no target
-# Caption ids and the EOS id -> (input ids, labels), both with the image's place in them.
-MakeRow = Callable[[Sequence[int], int], tuple[list[int], list[int]]]
+
+# A prompt's ids, and whether there is an image -> all that stands in a row before its target: BOS,
+# image slots and the prompt in whatever order the family wants.
+Layout = Callable[[Sequence[int], bool], list[int]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: ids and labels of equal length; `cut` says that the text was too long."""
+    """One row: ids and labels of equal length; `cut` says that the text was too long.
+
+    `weights`, of the same length, is what each target counts in the loss; None: 1 each.
+    """
 
     ids: list[int]
     labels: list[int]
     cut: bool = False
+    weights: list[float] | None = None
+
+
+# A record and those of its captions that count -> its rows; ContentFault where it has none.
+MakeRows = Callable[[RawRecord, Sequence[str]], tuple[Row, ...]]
+
+
+def row_of(before: Sequence[int], target: Sequence[int], *, cut: bool = False) -> Row:
+    """The row with that target; without one, what generation starts from."""
+    return Row([*before, *target], [*[IGNORE] * len(before), *target], cut)
 
 
 @dataclass(frozen=True)
 class CaptionRows:
-    """The training row of a caption, which ends in an EOS.
+    """A training row for each caption, which ends in an EOS.
 
     (The reference, CLIP_prefix_caption train.py:70, ends captions with nothing and generates until
     the first full stop.)
     """
 
     tokenizer: PreTrainedTokenizerBase
-    make_row: MakeRow
+    layout: Layout
     max_tokens: int  # of the caption, EOS included
 
-    def __call__(self, caption: str) -> Row:
-        """The row of one caption."""
+    def __call__(self, raw: RawRecord, captions: Sequence[str]) -> tuple[Row, ...]:
+        """The rows of a record."""
+        before = self.layout([], raw.image is not None)
+        return tuple(self._row(before, caption) for caption in captions)
+
+    def _row(self, before: Sequence[int], caption: str) -> Row:
         ids = self.tokenizer.encode(caption.strip(), add_special_tokens=False)
         kept = ids[: self.max_tokens - 1]
-        row, labels = self.make_row(kept, int(self.tokenizer.eos_token_id))
-        return Row(row, labels, cut=len(kept) < len(ids))
+        eos = int(self.tokenizer.eos_token_id)
+        return row_of(before, [*kept, eos], cut=len(kept) < len(ids))
 
 
 @dataclass(frozen=True)
 class PromptRows:
-    """What generation starts from, whatever the text of the record."""
+    """What the generation of a caption starts from, whatever the texts of the record."""
 
-    ids: tuple[int, ...]
+    layout: Layout
 
-    def __call__(self, caption: str) -> Row:
-        """The prompt; no position is a target."""
-        return Row(list(self.ids), [IGNORE] * len(self.ids))
+    def __call__(self, raw: RawRecord, captions: Sequence[str]) -> tuple[Row, ...]:
+        """One row a record; no position is a target."""
+        return (row_of(self.layout([], raw.image is not None), []),)

@@ -42,7 +42,7 @@ class RawRecord:
     """
 
     key: str
-    image: bytes
+    image: bytes | None  # None: the record is text alone
     data: dict[str, Any]
     shard: str
 
@@ -116,16 +116,17 @@ class ShardReader:
             )
         except ContentFault as fault:
             raise ContentFault(fault.reason, name, key, fault.detail) from fault
-        place = int(index.image_offset[record]), int(index.image_size[record])
-        image = self._pread(shard, key, *place)
+        image = self._member(shard, key, index.image_offset[record], index.image_size[record])
         return RawRecord(key=key, image=image, data=data, shard=name)
 
     def image(self, raw: RawRecord, *, draft_size: int | None = None) -> Image.Image:
         """Decode a record's image to RGB (see `decode_image`), naming the record in a fault.
 
         Raises:
-            ContentFault: too many pixels, truncated or undecodable.
+            ContentFault: too many pixels, truncated or undecodable, or there is none.
         """
+        if raw.image is None:
+            raise ContentFault("no image", raw.shard, raw.key)
         try:
             return decode_image(raw.image, max_pixels=self.max_pixels, draft_size=draft_size)
         except ContentFault as fault:

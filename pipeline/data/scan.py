@@ -8,13 +8,13 @@ import json
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from pipeline.data.faults import ContentFault
 from pipeline.data.images import EXTENSIONS
-from pipeline.data.index import Ints, ShardIndex, captions_of
+from pipeline.data.index import Ints, ShardIndex, captions_of, text_bytes_of
 from pipeline.errors import DataError
 
 _COMPRESSED = {
@@ -34,6 +34,7 @@ class _Record:
     """
 
     places: dict[str, tuple[int, int]] = field(default_factory=dict)  # (offset, size)
+    imageless: bool = False  # its JSON says that it has no image
     texts: dict[str, tuple[int, int]] = field(default_factory=dict)  # (captions, bytes)
 
     @property
@@ -47,7 +48,8 @@ def build_index(tar: Path) -> tuple[ShardIndex, list[ContentFault]]:
     """Index a shard from its tar headers.
 
     The key of a member is its name up to the first dot of its last part (WebDataset's rule); the
-    captions are those of the JSON member, or the text of the txt member where that has none.
+    captions are those of the JSON member, or the text of the txt member where that has none. A
+    record without an image is one whose JSON says so ("image": null); otherwise it is missing.
 
     Args:
         tar: path of an uncompressed tar.
@@ -78,7 +80,8 @@ def build_index(tar: Path) -> tuple[ShardIndex, list[ContentFault]]:
         ) from error
     complete = {}
     for key, record in records.items():
-        if "image" in record.places and len(record.places) > 1:
+        texts = len(record.places) - ("image" in record.places)
+        if texts and ("image" in record.places or record.imageless):
             complete[key] = record
             continue
         reason = "no json or txt member" if "image" in record.places else "no image member"
@@ -137,19 +140,19 @@ def _add_member(
     record.places[kind] = (member.offset_data, member.size)
     if kind != "image":
         file = archive.extractfile(member)
-        captions = _captions(kind, file.read() if file is not None else b"")
-        size = sum(len(text.encode(errors="replace")) for text in captions)
-        record.texts[kind] = (len(captions), size)
+        data = _parse(kind, file.read() if file is not None else b"")
+        record.texts[kind] = (len(captions_of(data)), text_bytes_of(data))
+        record.imageless |= "image" in data and data["image"] is None
     return None
 
 
-def _captions(kind: str, content: bytes) -> list[str]:
-    """Captions of a text member; none when it is broken, which the reader counts as a fault."""
+def _parse(kind: str, content: bytes) -> dict[str, Any]:
+    """A text member; empty when it is broken, which the reader counts as a fault."""
     try:
         data = json.loads(content) if kind == "json" else {"caption": content.decode()}
     except (ValueError, RecursionError):
-        return []
-    return captions_of(data) if isinstance(data, dict) else []
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _printable(name: str) -> str:

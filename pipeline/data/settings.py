@@ -25,6 +25,7 @@ _ALL = ("source", "images", "split", "records_per_shard", "seed")
 _OWN = {
     "folder": ("image_column", "caption_column", "split_column"),
     "scenes": ("style", "wording", "image_size"),
+    "scienceqa": ("resplit",),
 }
 
 
@@ -118,6 +119,8 @@ def _input_files(cfg: PrepareConfig) -> list[Path]:
         names = [cfg.karpathy] if cfg.karpathy else list(cfg.annotations)
     elif cfg.source in ("flickr8k", "folder"):
         names = [cfg.captions]
+    elif cfg.source == "scienceqa":
+        names = [*cfg.problems, *filter(None, (cfg.pid_splits, cfg.captions))]
     files = [Path(name).expanduser() for name in names]
     if cfg.source == "flickr8k":
         files += split_list_files(Path(cfg.split_lists).expanduser()).values()

@@ -153,6 +153,8 @@ def _finished(path: Path, inputs: str) -> _Written | None:
 def _content(record: SourceRecord) -> bytes:
     """The JSON member of a record."""
     data = {"captions": list(record.captions), "image_id": record.image_id, **record.extra}
+    if record.image is None:
+        data["image"] = None  # says that none is missing, see scan.py
     return json.dumps(data, ensure_ascii=False).encode(errors="replace")
 
 
@@ -177,21 +179,24 @@ def _write_tar(task: _Task) -> list[ContentFault]:
     with atomic_file(task.path) as file, TarWriter(file, encoder=False, **fixed) as tar:
         for record in task.records:
             try:
-                image, extension = _image(record)
+                image = _image(record)
             except ContentFault as fault:
                 faults.append(ContentFault(fault.reason, key=record.key, detail=fault.detail))
                 continue
-            tar.write({"__key__": record.key, extension: image, "json": _content(record)})
+            tar.write({"__key__": record.key, **image, "json": _content(record)})
     return faults
 
 
-def _image(record: SourceRecord) -> tuple[bytes, str]:
-    """The record's image and its extension; a ContentFault where the record is of no use."""
+def _image(record: SourceRecord) -> dict[str, bytes]:
+    """The record's image by its extension, if any; a ContentFault where it is of no use."""
     if not captions_of({"captions": list(record.captions)}):
         raise ContentFault("no captions")
+    if record.image is None:
+        return {}
     try:
-        return record.image()
+        image, extension = record.image()
     except FileNotFoundError as error:
         raise ContentFault("missing image", detail=str(error.filename or "")) from error
     except LASTING as error:
         raise ContentFault("unreadable image", detail=str(error)) from error
+    return {extension: image}

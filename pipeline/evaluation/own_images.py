@@ -28,7 +28,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.gallery import Card, by_reason, page, thumbnail
 from pipeline.exports import find_export
 from pipeline.models.placement import Placement
-from pipeline.splits import prompt_collator
+from pipeline.splits import language_collator
+from pipeline.tasks import caption_prompt
 
 log = logging.getLogger("pipeline")
 
@@ -95,7 +96,8 @@ def _dataset(config: Config, built: CaptionModel, found: Found, world: World) ->
         root=found.root,
         names=found.names[world.rank :: world.size],
         size=config.evaluate.batch,
-        collate=prompt_collator(config, built.decoded, built.tokenizer),
+        row=caption_prompt(config, built.tokenizer),
+        collate=language_collator(config, built.decoded, built.tokenizer, prompts=True),
         transform=source.transform,
         image_size=source.image_size,
         max_pixels=config.data.max_pixels,

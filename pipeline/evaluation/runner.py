@@ -19,7 +19,7 @@ from pipeline.assemble import (
     build_caption_model,
     check_adapters,
     check_stop,
-    overlay_clip,
+    image_text_model,
 )
 from pipeline.captioning import caption_batches
 from pipeline.config import PHASES, Config
@@ -34,7 +34,6 @@ from pipeline.evaluation.captions import check_metrics
 from pipeline.evaluation.results import announce_spice, write_results
 from pipeline.evaluation.retrieval import recall_at_k
 from pipeline.exports import find_export
-from pipeline.models.encoder import load_clip
 from pipeline.objectives import ContrastiveTask, LanguageTask
 from pipeline.run import export_folder, finished_export
 from pipeline.splits import Split, caption_dataset, open_split, pair_dataset, share_of
@@ -171,11 +170,11 @@ def _retrieval(
     if named and any(name.startswith("encoder.") for name in tensors):
         log.info("evaluate      no retrieval: %s has no text tower for its encoder", export)
         return {}
-    clip = load_clip(config.encoder, seed=config.seed)
+    exports = [tensors]
     adapted = export_folder(config, "encoder_adapt")
     if not named and config.encoder_adapt.enabled and ckpt.read_export(adapted):
-        overlay_clip(clip.model, ckpt.ExportTensors(adapted))
-    overlay_clip(clip.model, tensors)
+        exports.insert(0, ckpt.ExportTensors(adapted))
+    clip = image_text_model(config, *exports)
     task = ContrastiveTask(clip.model).to(world.device, dtype).eval()
     plan = split.in_order(config.evaluate.batch * world.size, config.evaluate.records)
     share = share_of(world, config.evaluate.batch)

@@ -16,39 +16,50 @@ from pipeline.models.multimodal import MultimodalLM
 
 
 def language_activations(
-    model: MultimodalLM, *, rows: int, prefix: int, tokens: int, width: int | None, layers: int
+    model: MultimodalLM,
+    *,
+    rows: int,
+    prefix: int,
+    tokens: int,
+    features: tuple[int, ...] | None,
+    layers: int,
 ) -> tuple[int, int]:
     """Bytes kept of a forward pass of ST and language model, and bytes of its logits and loss.
 
     Args:
         model: on the meta device, with what trains marked.
         rows: R, texts of a micro-batch.
-        prefix: k, image embeddings of a row.
+        prefix: k, places of image embeddings in a row.
         tokens: of a row's text, all of them targets.
-        width: C, of the image features; None for a model without images.
+        features: shape of an image's features; None for a model without images.
         layers: of the language model if its activations are recomputed, else 0.
     """
     llm: Any = model.llm
     dtype = next(llm.parameters()).dtype
 
-    def inputs() -> Tensor:
-        ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
-        embedded: Tensor = llm.get_input_embeddings()(ids)  # (R, T, D)
-        if width is None:
-            return embedded
-        features = torch.empty(rows, width, dtype=dtype, device="meta")
-        return torch.cat([model.st(features), embedded], dim=1)
+    ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
+    image_rows = torch.arange(rows, device="meta")
+
+    def images() -> Tensor | None:
+        if features is None:
+            return None
+        seen: Tensor = model.st(torch.empty(rows, *features, dtype=dtype, device="meta"))
+        return seen  # (R, k, D)
 
     def run(targets: int) -> int:
         def thin(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (args[0].flatten(0, 1)[None, :targets], *args[1:])
 
         def forward() -> Tensor:
-            embeds = inputs()
+            embeds: Tensor = llm.get_input_embeddings()(ids)  # (R, T, D)
+            shown = images()
+            if shown is not None and prefix:
+                embeds = torch.cat([shown, embeds], dim=1)
             length = embeds.shape[1]
             # Four dimensions, because transformers looks at the values of fewer.
             mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device="meta")
-            out = llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
+            with model.seeing(shown, image_rows):
+                out = llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
             labels = torch.zeros(targets, dtype=torch.long, device="meta")
             return language_loss(out.logits[0], labels, torch.ones(targets, device="meta"))
 

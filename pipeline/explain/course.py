@@ -13,6 +13,7 @@ from pipeline.explain.parts import Census
 from pipeline.explain.text import UNKNOWN, count, plural, rate
 from pipeline.models.families import family
 from pipeline.phases import Segment
+from pipeline.tasks import QUESTIONS
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,13 @@ def course(config: Config, plan: PhasePlan, train: Outlook, world: World) -> lis
         ("schedule", _schedule(plan)),
     ]
     if not isinstance(phase, EncoderAdaptConfig):
-        prompt = len(family(config.family).prompt_ids(config))
-        row = f"{prompt} image embeddings and " if prompt else ""
-        rows.append(("a row", f"{row}at most {config.data.max_tokens} tokens of text"))
+        places = family(config.family).slots(config)
+        row = f"{places} image embeddings and " if places else ""
+        text = f"{row}at most {config.data.max_tokens} tokens of text"
+        if config.data.task == QUESTIONS:
+            asked = config.scienceqa.format
+            text = f"{asked}, at most {config.data.max_tokens} tokens, {places} of an image"
+        rows.append(("a row", text))
     rows.append(("validation", _validation(phase)))
     return rows
 

@@ -160,7 +160,9 @@ def _expected_bytes(records: Sequence[SourceRecord]) -> float | None:
     sizes = []
     for record in _sample(records):
         try:
-            if isinstance(record.image, FileImage):
+            if record.image is None:
+                sizes.append(0)
+            elif isinstance(record.image, FileImage):
                 sizes.append(record.image.path.stat().st_size)
             elif len(sizes) < _DRAWN:
                 sizes.append(len(record.image()[0]))

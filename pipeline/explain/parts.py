@@ -5,18 +5,21 @@ locked tower) is counted here without being known here. Weights need not exist; 
 and where the recipe makes small weights itself their sizes are taken from `pretrain.scratch`.
 """
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from pipeline import ds_config as ds
+from pipeline.assemble import add_tower_adapters
 from pipeline.config import Config, EncoderAdaptConfig, EncoderConfig, LLMConfig, PhaseConfig
 from pipeline.engine import dtype_of
+from pipeline.errors import ConfigError
 from pipeline.explain.activations import language_activations, pair_activations, pair_logits
 from pipeline.memory import Parameters, persistence_threshold
 from pipeline.models.encoder import LOCAL_DIR, ImageEncoder, depth_groups, sketch_clip
@@ -24,7 +27,8 @@ from pipeline.models.families import family
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import Blueprint
 from pipeline.models.scratch import CLIP_CONFIG, write_configs
-from pipeline.phases import Group, Segment, encoder_groups, part_groups
+from pipeline.phases import Group, Segment, as_segment_sees, encoder_groups, part_groups
+from pipeline.recipe import HOME
 
 T = TypeVar("T")
 
@@ -47,7 +51,7 @@ class Census:
     parameters: Parameters  # of what DeepSpeed holds
     activations: int | None  # bytes of one micro-batch; None where the model does not say
     logits: int | None
-    feature_width: int | None = None  # of cached image features, where they are cached
+    features: tuple[int, ...] | None = None  # shape of an image's, where they are cached
 
 
 def census(
@@ -95,7 +99,8 @@ def sketch_language_model(
         sketch = sketch_clip(config.encoder)
         visual = sketch.model.visual
         assert isinstance(visual, nn.Module)
-        encoder = ImageEncoder(visual, sketch.width, config.encoder.normalize)
+        bare = ImageEncoder(visual, sketch.width, config.encoder.normalize, config.encoder.scales)
+        encoder = chosen.tower(config, bare, Blueprint())
         encoder.requires_grad_(False)
     cached = encoder is None or config.data.cache_features
     model = chosen.build(
@@ -111,21 +116,35 @@ def sketch_language_model(
 
 @contextmanager
 def with_sketches(config: Config) -> Iterator[Config]:
-    """The recipe with configurations in place of small weights that are still to be made.
+    """The recipe with configurations in place of weights that are not here.
 
-    The configurations are gone when the block ends.
+    Of small ones that are still to be made, and of a language model that is planned by its
+    `llm.plan_by`. The configurations are gone when the block ends.
     """
-    replaced = unmade_weights(config)
+    architecture = _architecture(config.llm)
+    replaced = unmade_weights(config) | ({"llm"} if architecture is not None else set())
     if not replaced:
         yield config
         return
     with tempfile.TemporaryDirectory() as folder:
         write_configs(Path(folder), config.pretrain.scratch)
+        if architecture is not None:
+            shutil.copy(architecture, Path(folder, "llm", "config.json"))
         arch = f"{LOCAL_DIR}{folder}/clip" if "clip" in replaced else config.encoder.arch
         path = f"{folder}/llm" if "llm" in replaced else config.llm.path
         encoder: EncoderConfig = replace(config.encoder, arch=arch)
         language: LLMConfig = replace(config.llm, path=path)
         yield replace(config, encoder=encoder, llm=language)
+
+
+def _architecture(llm: LLMConfig) -> Path | None:
+    """The file that a language model is planned by; None where it is here, or nobody names one."""
+    if llm.plan_by is None or Path(llm.path).is_dir():
+        return None
+    file = HOME / llm.plan_by
+    if not file.is_file():
+        raise ConfigError(f"llm.plan_by={llm.plan_by}: there is no such file; name a config.json")
+    return file
 
 
 def unmade_weights(config: Config) -> set[str]:
@@ -145,12 +164,20 @@ def _contrastive(
     config: Config, name: str, phase: EncoderAdaptConfig, *, precision: str, captions: float | None
 ) -> Census:
     sketch = sketch_clip(config.encoder)
+    if phase.train == "adapters":
+        add_tower_adapters(config, sketch.model, Blueprint())
     clip = sketch.model.to(dtype_of(precision))
     groups = encoder_groups(clip, phase)
     visual = clip.visual
     assert isinstance(visual, nn.Module)
-    tower, whole = _count(visual), _count(clip)
-    rest = Part(whole.total - tower.total, whole.trained - tower.trained)
+    parts = {"encoder": _count(visual)}
+    if isinstance(adapters := getattr(clip, "adapters", None), nn.Module):
+        parts["encoder_adapters"] = _count(adapters)
+    whole, towers = _count(clip), parts.values()
+    parts["text"] = Part(
+        whole.total - sum(each.total for each in towers),
+        whole.trained - sum(each.trained for each in towers),
+    )
     activations = None
     if captions is not None:
         activations = _traced(
@@ -163,7 +190,7 @@ def _contrastive(
             layers=len(depth_groups(visual)) - 2 if phase.activation_checkpointing else 0,
         )
     return Census(
-        {"encoder": tower, "text": rest},
+        parts,
         _rates(groups),
         _parameters(clip, ds.read_ds_config(name, phase.ds_config)),
         activations,
@@ -180,13 +207,13 @@ def _language(
     precision: str,
     captions: float | None,
 ) -> Census:
-    chosen = family(config.family)
+    chosen, config = family(config.family), as_segment_sees(config, segment)
     encoder, model = sketch_language_model(config, precision=precision)
-    parts: dict[str, Part] = {}
-    if encoder is not None:
-        parts["encoder"] = replace(_count(encoder), held=not config.data.cache_features)
     modules = chosen.parts(model)
     groups = part_groups(modules, segment, phase)
+    parts: dict[str, Part] = {}
+    if encoder is not None:
+        parts["encoder"] = replace(_count(encoder), held=model.encoder is not None)
     parts |= {part: _count(module) for part, module in modules.items()}
     layers = int(getattr(model.llm.config.get_text_config(), "num_hidden_layers", 1))
     traced = None
@@ -195,15 +222,16 @@ def _language(
             language_activations,
             model,
             rows=_texts(phase, captions),
-            prefix=len(chosen.prompt_ids(config)),
+            prefix=chosen.slots(config),
             tokens=config.data.max_tokens,
-            width=None if encoder is None else encoder.width,
+            features=None if encoder is None else encoder.feature_shape,
             layers=layers if phase.activation_checkpointing else 0,
         )
     activations, logits = traced or (None, None)
     parameters = _parameters(model, ds.read_ds_config(name, phase.ds_config))
-    width = encoder.width if encoder is not None and config.data.cache_features else None
-    return Census(parts, _rates(groups), parameters, activations, logits, width)
+    cached = encoder is not None and model.encoder is None
+    shape = encoder.feature_shape if encoder is not None and cached else None
+    return Census(parts, _rates(groups), parameters, activations, logits, shape)
 
 
 def _texts(phase: PhaseConfig, captions: float) -> int:
@@ -211,7 +239,7 @@ def _texts(phase: PhaseConfig, captions: float) -> int:
     return round(phase.micro_batch * (captions if phase.captions == "all" else 1))
 
 
-def _traced(trace: Callable[..., T], model: nn.Module, **sizes: int | None) -> T | None:
+def _traced(trace: Callable[..., T], model: nn.Module, **sizes: Any) -> T | None:
     """What `trace` finds, or None where the model cannot run on the meta device."""
     try:
         return trace(model, **sizes)

@@ -35,7 +35,7 @@ def plan_phase(
     """Counts a phase's segments. config: effective, with sketches for what is still to be made."""
     phase: PhaseConfig = getattr(config, name)
     per_epoch = None if not train.records else math.ceil(train.records / phase.global_batch)
-    stretches = segments(name, phase, per_epoch or 1)
+    stretches = segments(config, name, per_epoch or 1)
     captions = train.captions_or_assumed if activations else None
     try:
         counts = tuple(
@@ -50,7 +50,7 @@ def plan_phase(
 def parameter_table(plans: Sequence[PhasePlan]) -> str:
     """Which part trains in which segment of which phase."""
     parts = list(dict.fromkeys(p for plan in plans for c in plan.counts for p in c.parts))
-    names = {"text": "text tower", "st": "ST", "llm": "LLM"}
+    names = {"text": "text tower", "st": "ST", "llm": "LLM", "encoder_adapters": "its adapters"}
     rows = []
     for plan in plans:
         for segment, counted in zip_longest(plan.segments, plan.counts):
@@ -128,9 +128,8 @@ def _judgement(
     )
     if advice:
         rows.append(("ZeRO", advice))
-    width = heaviest.feature_width
-    if width and train.records:
-        cache = size(4 * width * train.records)
+    if heaviest.features and train.records:
+        cache = size(4 * math.prod(heaviest.features) * train.records)
         rows.append(
             ("features", f"images are encoded once before: {cache} in {config.runs}/features")
         )

@@ -1,22 +1,23 @@
 """The ClipCap family: image feature -> prefix embeddings -> caption, and how a row is laid out.
 
-A row is k image slots, the caption's tokens and EOS; captions, EOS included, are the targets. The
-reference has no EOS and never trains token id 0; here both are ordinary targets. Assumes one image
-for a row; which parts train is the phase's business.
+A row is k image slots, a prompt if there is one, the caption's tokens and EOS; captions, EOS
+included, are the targets. The reference has no EOS and never trains token id 0; here both are
+ordinary targets. Assumes one image at most for a row; which parts train is the phase's business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.models.encoder import ImageEncoder, load_image_encoder
 from pipeline.models.llm import context_length, llm_width, load_llm, load_llm_config
-from pipeline.models.multimodal import IGNORE, IMAGE_SLOT, MultimodalLM
-from pipeline.models.placement import Placement, fill, reset_parameters
+from pipeline.models.multimodal import IMAGE_SLOT, MultimodalLM
+from pipeline.models.placement import WHOLE, Placement, fill, reset_parameters
 from pipeline.models.st import build_st
 
 SEES_IMAGES = True
@@ -90,28 +91,44 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
             )
 
 
-def prompt_ids(cfg: Config) -> list[int]:
-    """What comes before the caption, in training and in generation: k image slots."""
-    return [IMAGE_SLOT] * cfg.st.prefix_length
-
-
-def row(cfg: Config, caption_ids: Sequence[int], eos_id: int) -> tuple[list[int], list[int]]:
-    """One training row.
+def tower(cfg: Config, encoder: ImageEncoder, placement: Placement = WHOLE) -> ImageEncoder:
+    """The image tower as this family looks through it: as it is.
 
     Args:
         cfg: the recipe.
-        caption_ids: the caption's tokens without EOS, cut by the caller.
-        eos_id: of the language model's tokenizer.
+        encoder: the recipe's tower; may be changed in place.
+        placement: how what is added to it comes into being.
+    """
+    return encoder
+
+
+def slots(cfg: Config) -> int:
+    """Places that an image takes in a row: k."""
+    return cfg.st.prefix_length
+
+
+def layout(
+    cfg: Config, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[Sequence[int], bool], list[int]]:
+    """What stands in a row before its target, in training and in generation.
 
     Returns:
-        input_ids and labels of equal length, not padded.
+        A function of the prompt's ids (none for a caption) and whether there is an image: here k
+        slots, then the prompt.
     """
-    prompt = prompt_ids(cfg)
-    targets = [*caption_ids, eos_id]
-    return [*prompt, *targets], [*([IGNORE] * len(prompt)), *targets]
+    return partial(_before, cfg.st.prefix_length)
+
+
+def _before(slots: int, prompt_ids: Sequence[int], has_image: bool) -> list[int]:
+    return [*[IMAGE_SLOT] * (slots * has_image), *prompt_ids]
 
 
 def parts(model: MultimodalLM) -> dict[str, nn.Module]:
     """The parts a phase can train or freeze, by name; no encoder where features are given."""
     found: dict[str, nn.Module] = {"st": model.st, "llm": model.llm}
     return found if model.encoder is None else {"encoder": model.encoder, **found}
+
+
+def trains(cfg: Config, phase: str) -> tuple[str, ...]:
+    """The parts that st_align trains, or llm_tune where the recipe does not say."""
+    return ("st",) if phase == "st_align" else ("st", "llm")

@@ -9,7 +9,7 @@ import difflib
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,13 @@ from typing import Any
 import open_clip
 import torch
 from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import EncoderConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.multiscale import enlarged, views
 from pipeline.models.weights import UNREADABLE, why_unreadable
 
 LOCAL_DIR = "local-dir:"  # open_clip's scheme for a folder with its config and weights
@@ -63,7 +65,7 @@ class ClipSketch:
 
 
 class ImageEncoder(nn.Module):
-    """An image tower that gives one pooled, projected feature for each image.
+    """An image tower that gives one pooled, projected feature for each image (and scale).
 
     Batch normalisation always uses its stored statistics: batches of a fine-tuning are small, and
     the loss of a step must not depend on how it is cut into micro-batches.
@@ -72,20 +74,44 @@ class ImageEncoder(nn.Module):
         visual: the tower, the `visual` of an open_clip model.
         width: of its features.
         normalize: L2-normalise them. SOURCE: ClipCap train.py:44-46, --normalize_prefix.
+        scales: see `multiscale.views`; images are max(scales) times the tower's size.
     """
 
-    def __init__(self, visual: nn.Module, width: int, normalize: bool = False) -> None:
+    def __init__(
+        self,
+        visual: nn.Module,
+        width: int,
+        normalize: bool = False,
+        scales: Sequence[int] = (1,),
+    ) -> None:
         super().__init__()
         self.visual = visual
-        self.width = width
+        self.width = width * len(scales)
         self.normalize = normalize
+        self.scales = tuple(scales)
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of one image's feature: (C,)."""
+        return (self.width,)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What a feature depends on besides weights and pixels."""
+        return {"normalize": self.normalize, "scales": self.scales}
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C)."""
-        dtype = next(self.visual.parameters()).dtype
-        out = self.visual(images.to(dtype))
+        """(B, 3, H, W) -> (B, C): the scales' features one after the other."""
+        images = images.to(next(self.visual.parameters()).dtype)
+        found = [self._pooled(tiles).mean(1) for tiles in views(images, self.scales)]
+        return torch.cat(found, -1)
+
+    def _pooled(self, tiles: Tensor) -> Tensor:
+        """(B, N, 3, H, W) -> (B, N, C), each tile by itself."""
+        out = self.visual(tiles.flatten(0, 1))
         features: Tensor = out[0] if isinstance(out, tuple) else out  # CoCa adds its tokens
-        return F.normalize(features, dim=-1) if self.normalize else features
+        features = F.normalize(features, dim=-1) if self.normalize else features
+        return features.reshape(*tiles.shape[:2], -1)
 
     def train(self, mode: bool = True) -> "ImageEncoder":
         """Sets the mode of everything but batch normalisation, which stays in eval."""
@@ -142,16 +168,21 @@ def load_image_encoder(cfg: EncoderConfig, *, seed: int = 0) -> tuple[ImageEncod
     Args, raises: as `load_clip`.
 
     Returns:
-        The encoder in float32 and eval mode on the CPU, and open_clip's validation transform.
+        The encoder in float32 and eval mode on the CPU, and open_clip's validation transform, to
+        the size that the largest of `cfg.scales` needs.
     """
     model, transform = _create(cfg, seed)
-    return ImageEncoder(_visual(model), feature_width(cfg), cfg.normalize).eval(), transform
+    visual = _visual(model)
+    if max(cfg.scales) > 1:
+        transform = enlarged(visual, max(cfg.scales))
+    width = int(_architecture(cfg.arch)["embed_dim"])
+    return ImageEncoder(visual, width, cfg.normalize, cfg.scales).eval(), transform
 
 
 def feature_width(cfg: EncoderConfig) -> int:
     """C, of the features of a recipe's tower, without building it; raises as `check_encoder`."""
     check_encoder(cfg)
-    return int(_architecture(cfg.arch)["embed_dim"])
+    return int(_architecture(cfg.arch)["embed_dim"]) * len(cfg.scales)
 
 
 def sketch_clip(cfg: EncoderConfig) -> ClipSketch:
@@ -218,8 +249,11 @@ def depth_groups(visual: nn.Module) -> list[list[str]]:
 
 def _create(cfg: EncoderConfig, seed: int) -> tuple[nn.Module, Transform]:
     """open_clip's model and validation transform; the user's mistakes become one line."""
-    quick_gelu = check_encoder(cfg)
-    options: dict[str, Any] = {"force_quick_gelu": True} if quick_gelu else {}
+    options: dict[str, Any] = {"force_quick_gelu": True} if check_encoder(cfg) else {}
+    if cfg.pixels == "imagenet":
+        options |= {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+    if cfg.resize == "squash":
+        options["image_resize_mode"] = "squash"
     try:
         with torch.random.fork_rng(devices=[]):  # random weights must agree between ranks
             torch.default_generator.manual_seed(seed)
@@ -245,7 +279,12 @@ def _create(cfg: EncoderConfig, seed: int) -> tuple[nn.Module, Transform]:
 
 
 def check_encoder(cfg: EncoderConfig) -> bool:
-    """Raises ConfigError where arch or pretrained cannot be right; whether QuickGELU is needed."""
+    """Raises ConfigError where a key cannot be right; whether QuickGELU is needed."""
+    if not cfg.scales or min(cfg.scales) < 1 or len(set(cfg.scales)) != len(cfg.scales):
+        raise ConfigError(
+            f"encoder.scales: {list(cfg.scales)} are no different whole numbers from 1 up; "
+            "use [1], or [1, 2] for the image's quarters beside the whole"
+        )
     if cfg.arch.startswith(LOCAL_DIR):
         config = Path(cfg.arch.removeprefix(LOCAL_DIR)) / "open_clip_config.json"
         if not config.is_file():

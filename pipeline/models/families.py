@@ -1,28 +1,36 @@
 """The model families by their name in a recipe; a family is a module with the functions below.
 
-Assumes nothing about a family but this protocol; a new family is one file and one line here.
+Assumes nothing about a family but this protocol; a new family is one file and one line here (its
+name and parts stand in `config.PARTS`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from types import MappingProxyType
 from typing import Protocol
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.models import clipcap, text
+from pipeline.models import clipcap, lavin, llama_adapter, text
 from pipeline.models.encoder import ImageEncoder
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import Placement
+
+# A prompt's ids, and whether there is an image -> all that stands in a row before its target.
+Layout = Callable[[Sequence[int], bool], list[int]]
 
 
 class Family(Protocol):
     """What a family's module offers; `clipcap` documents each."""
 
     SEES_IMAGES: bool
+
+    def tower(self, cfg: Config, encoder: ImageEncoder, placement: Placement = ...) -> ImageEncoder:
+        """The image tower as the family looks through it."""
 
     def build(
         self,
@@ -39,19 +47,22 @@ class Family(Protocol):
     def check(self, cfg: Config, config: PretrainedConfig) -> None:
         """Compares the recipe with the language model's config, before anything is loaded."""
 
-    def prompt_ids(self, cfg: Config) -> list[int]:
-        """What comes before the text."""
+    def slots(self, cfg: Config) -> int:
+        """Places that an image takes in a row."""
 
-    def row(
-        self, cfg: Config, caption_ids: Sequence[int], eos_id: int
-    ) -> tuple[list[int], list[int]]:
-        """input_ids and labels of one training row."""
+    def layout(self, cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Layout:
+        """What stands in a row before its target."""
 
     def parts(self, model: MultimodalLM) -> dict[str, nn.Module]:
         """The parts a phase can train or freeze, by name."""
 
+    def trains(self, cfg: Config, phase: str) -> tuple[str, ...]:
+        """The parts that st_align trains, or llm_tune where the recipe does not say."""
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({"clipcap": clipcap, "text": text})
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {"clipcap": clipcap, "lavin": lavin, "llama_adapter": llama_adapter, "text": text}
+)
 
 
 def family(name: str) -> Family:
@@ -65,3 +76,9 @@ def family(name: str) -> Family:
             f"family: there is no family {name}; choose one of {', '.join(sorted(FAMILIES))}"
         )
     return FAMILIES[name]
+
+
+def family_settings(cfg: Config) -> dict[str, object]:
+    """The section of a recipe that bears its family's name; empty where there is none."""
+    section = getattr(cfg, cfg.family, None)
+    return asdict(section) if is_dataclass(section) and not isinstance(section, type) else {}

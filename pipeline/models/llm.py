@@ -1,9 +1,9 @@
 """Causal language models of transformers, built skeleton first and filled tensor by tensor.
 
-Any causal language model of transformers, from a folder or a hub name, equal to what
-`from_pretrained` gives (a test holds this) but never whole on a rank that keeps only a part. A
-checkpoint that transformers converts as it loads (stacked experts) is the exception: it is read
-whole. No code of a model repository is ever run.
+Any causal language model of transformers, from a folder or a hub name, or LLaMA from a folder as
+Meta publishes it (`official_meta.py`), equal to what `from_pretrained` gives (a test holds this)
+but never whole on a rank that keeps only a part. A checkpoint that transformers converts as it
+loads (stacked experts) is the exception: it is read whole. No code of a model repository is run.
 """
 
 import copy
@@ -29,6 +29,7 @@ from transformers.initialization import no_init_weights
 from pipeline.config import LLMConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.lora import add_adapters
+from pipeline.models.official_meta import MetaWeights, is_meta_folder
 from pipeline.models.placement import Placement, check_shapes, fill
 from pipeline.models.weights import TensorFiles, weight_files
 
@@ -66,7 +67,7 @@ def load_llm(
         ) from error
     model.tie_weights()  # skipped together with the initialisation
     if placement.holds_values:
-        _read_weights(model, cfg, config, dtype=dtype, placement=placement, seed=seed)
+        _read_weights(model, cfg, placement, seed=seed)
     model.generation_config = _GenerationConfig()
     model.train(False)
     if cfg.lora.rank:
@@ -75,28 +76,16 @@ def load_llm(
 
 
 def _read_weights(
-    model: PreTrainedModel,
-    cfg: LLMConfig,
-    config: PretrainedConfig,
-    *,
-    dtype: torch.dtype,
-    placement: Placement,
-    seed: int,
+    model: PreTrainedModel, cfg: LLMConfig, placement: Placement, *, seed: int
 ) -> None:
     """Fills the skeleton from its files."""
     restore_buffers(model)
-    files = TensorFiles(
-        weight_files(cfg.path, lambda name: _locate(cfg.path, name)), model.base_model_prefix
-    )
-    names = [name for name, _ in model.named_parameters()]
-    aliases = model.named_parameters(remove_duplicate=False)
-    present = {id(each) for name, each in aliases if files.source(name) is not None}
-    if all(id(model.get_parameter(name)) in present for name in names):
-        shapes = {name: files.shapes[source] for name in names if (source := files.source(name))}
-        check_shapes(model, shapes, placement)
-        fill(model, files, placement, seed=seed, init=None)
+    if is_meta_folder(cfg.path):
+        meta = MetaWeights(Path(cfg.path))
+        check_shapes(model, meta.shapes, placement)
+        fill(model, meta, placement, seed=seed, init=None)
     else:
-        fill(model, _converted(cfg, config, dtype).get, placement, seed=seed, init=None)
+        _fill_from_files(model, cfg, placement, seed=seed)
 
 
 def load_llm_config(cfg: LLMConfig) -> PretrainedConfig:
@@ -106,10 +95,13 @@ def load_llm_config(cfg: LLMConfig) -> PretrainedConfig:
         ConfigError: there is no such folder or hub model, or it is no model of transformers.
     """
     _check_path(cfg.path)
-    found = _read_config(cfg.path) if Path(cfg.path).is_dir() else _config_on_hub(cfg.path)
-    if isinstance(found, ConfigError):
-        raise found
-    config = copy.deepcopy(found)
+    if is_meta_folder(cfg.path):
+        config: PretrainedConfig = MetaWeights(Path(cfg.path)).config
+    else:
+        found = _read_config(cfg.path) if Path(cfg.path).is_dir() else _config_on_hub(cfg.path)
+        if isinstance(found, ConfigError):
+            raise found
+        config = copy.deepcopy(found)
     if cfg.dropout is not None:
         for key, value in config.to_dict().items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -215,6 +207,24 @@ def restore_buffers(model: PreTrainedModel) -> None:
             initialise(module)
 
 
+def _fill_from_files(
+    model: PreTrainedModel, cfg: LLMConfig, placement: Placement, *, seed: int
+) -> None:
+    files = TensorFiles(
+        weight_files(cfg.path, lambda name: _locate(cfg.path, name)), model.base_model_prefix
+    )
+    names = [name for name, _ in model.named_parameters()]
+    aliases = model.named_parameters(remove_duplicate=False)
+    present = {id(each) for name, each in aliases if files.source(name) is not None}
+    if all(id(model.get_parameter(name)) in present for name in names):
+        shapes = {name: files.shapes[source] for name in names if (source := files.source(name))}
+        check_shapes(model, shapes, placement)
+        fill(model, files, placement, seed=seed, init=None)
+    else:
+        whole = _converted(cfg, model.config, model.dtype)
+        fill(model, whole.get, placement, seed=seed, init=None)
+
+
 def _converted(cfg: LLMConfig, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """All tensors under the model's names, after transformers' own conversion; a whole copy."""
     model, info = _AutoModel.from_pretrained(
@@ -254,10 +264,10 @@ def _check_path(path: str) -> None:
                 f"llm.path: there is no folder {path}; name a folder with a model of transformers, "
                 "or its name on the hub"
             )
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file() and not is_meta_folder(path):
             raise ConfigError(
                 f"llm.path: {path} has no config.json, so it is no model of transformers; name the "
-                "folder that holds config.json and the weights"
+                "folder that holds config.json and the weights (or Meta's params.json and theirs)"
             )
 
 

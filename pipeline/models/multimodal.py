@@ -6,7 +6,7 @@ it also works when parameters are partitioned; nothing here knows data, losses o
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -60,12 +60,17 @@ class MultimodalLM(nn.Module):
         training mode only; they draw no random numbers themselves.
         """
         super().train(mode)
-        for part in (self.encoder, self.st, self.llm):
-            if part is None or any(each.requires_grad for each in part.parameters()):
+        for part in self.units():
+            if any(each.requires_grad for each in part.parameters()):
                 continue
             for module in part.modules():
                 module.training = mode and bool(getattr(module, "gradient_checkpointing", False))
         return self
+
+    def units(self) -> tuple[nn.Module, ...]:
+        """What is frozen or trained as a whole; together they hold every parameter."""
+        found = (self.encoder, self.st, self.llm)
+        return tuple(each for each in found if each is not None)
 
     def image_embeddings(
         self, images: Tensor | None = None, features: Tensor | None = None
@@ -133,8 +138,10 @@ class MultimodalLM(nn.Module):
         tokens = self._embed_tokens(input_ids)
         inputs = self._scatter(tokens, input_ids, embeds, image_rows)
         prefix_mean, text_mean = _means(tokens, embeds, image_rows, labels)
+        with self.seeing(embeds, image_rows):
+            logits = self._logits(inputs, attention_mask, image_rows, chosen)
         return MultimodalOutput(
-            logits=self._logits(inputs, attention_mask, chosen),
+            logits=logits,
             labels=labels[:, 1:].flatten()[chosen],
             weights=weights[:, 1:].flatten()[chosen].float(),
             prefix_mean=prefix_mean,
@@ -177,7 +184,7 @@ class MultimodalLM(nn.Module):
         Returns:
             (R, <= max_new_tokens) long: the new tokens alone, `pad_token_id` after EOS.
         """
-        with _evaluating(self):
+        with evaluating(self):
             embeds = None
             if images is not None or features is not None:
                 embeds = self.image_embeddings(images, features)
@@ -189,16 +196,27 @@ class MultimodalLM(nn.Module):
                 pad_token_id=pad_token_id,
                 **{"do_sample": False, "use_cache": True, **sampling},
             )
-            out: Tensor = self.llm.generate(  # type: ignore[operator]
-                inputs_embeds=self.embed(input_ids, embeds, image_rows),
-                attention_mask=attention_mask,
-                generation_config=config,
-                synced_gpus=synced_gpus,
-            )
+            with self.seeing(embeds, image_rows):
+                out = self._continue(
+                    self.embed(input_ids, embeds, image_rows),
+                    attention_mask,
+                    image_rows,
+                    generation_config=config,
+                    synced_gpus=synced_gpus,
+                )
         # transformers pads finished beams with EOS where the pad id is 0.
         is_eos = torch.isin(out, torch.as_tensor(eos_token_id, device=out.device))
         ended: Tensor = is_eos.cumsum(1) - is_eos.long() > 0
         return torch.where(ended, pad_token_id, out)
+
+    def seeing(
+        self, image_embeds: Tensor | None, image_rows: Tensor
+    ) -> AbstractContextManager[None]:
+        """The context of each pass of the language model, for images that are not in slots only.
+
+        Args: as in `embed`; a beam search repeats each row.
+        """
+        return nullcontext()
 
     def _encode(self, images: Tensor | None) -> Tensor:
         if self.encoder is None or images is None:
@@ -229,24 +247,43 @@ class MultimodalLM(nn.Module):
         source = image_embeds[image_rows.clamp(min=0)[:, None], place.clamp(max=length - 1)]
         return torch.where(slot[..., None], source.to(tokens.dtype), tokens)
 
-    def _logits(self, inputs: Tensor, attention_mask: Tensor, chosen: Tensor) -> Tensor:
+    def _run(self, inputs: Tensor, attention_mask: Tensor, image_rows: Tensor) -> Tensor:
+        """The language model's logits for (R, T, D); a family may put more before each row."""
+        llm: Any = self.llm  # transformers leaves its forward untyped
+        out = llm(inputs_embeds=inputs, attention_mask=attention_mask, use_cache=False)
+        logits: Tensor = out.logits
+        return logits
+
+    def _continue(
+        self, inputs: Tensor, attention_mask: Tensor, image_rows: Tensor, **options: Any
+    ) -> Tensor:
+        """New tokens after prompts (R, T, D), by transformers' generate with its `options`."""
+        llm: Any = self.llm
+        tokens: Tensor = llm.generate(
+            inputs_embeds=inputs, attention_mask=attention_mask, **options
+        )
+        return tokens
+
+    def _logits(
+        self, inputs: Tensor, attention_mask: Tensor, image_rows: Tensor, chosen: Tensor
+    ) -> Tensor:
         """(R, T, D) and places (N,) in the flattened (R, T - 1) -> (N, V)."""
-        llm: Any = self.llm  # transformers leaves the methods below untyped
+        llm: Any = self.llm
         head: nn.Module = llm.get_output_embeddings()
+        length = inputs.shape[1]
 
         def thin(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            hidden = args[0][:, :-1].flatten(0, 1).index_select(0, chosen)
+            hidden = args[0][:, -length:-1].flatten(0, 1).index_select(0, chosen)
             return (hidden[None], *args[1:])
 
         # Thinning what the head sees, inside the model's own forward, keeps what some models do to
         # their logits afterwards (soft caps, scales) without knowing which models those are.
         handle = head.register_forward_pre_hook(thin)
         try:
-            out = llm(inputs_embeds=inputs, attention_mask=attention_mask, use_cache=False)
+            logits = self._run(inputs, attention_mask, image_rows)
         finally:
             handle.remove()
-        logits: Tensor = out.logits[0]
-        return logits
+        return logits[0]
 
 
 def _means(
@@ -263,7 +300,7 @@ def _means(
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards every submodule is in the mode it was in."""
     modes = [(each, each.training) for each in module.modules()]
     module.eval()

@@ -43,6 +43,9 @@ class Placement:
         return full_shape(parameter)
 
 
+WHOLE = Placement()
+
+
 def full_shape(parameter: nn.Parameter) -> torch.Size:
     """The full shape of a parameter, also while only a part of it is here."""
     # DeepSpeed leaves the full shape on the parameter; reading it needs no import of DeepSpeed.

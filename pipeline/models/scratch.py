@@ -198,7 +198,7 @@ def _clip_config(cfg: ScratchConfig, vocab_size: int, eos_id: int) -> dict[str, 
                 "head_width": cfg.vision_width // cfg.heads,
             },
             "text_cfg": {
-                "context_length": cfg.context_length,
+                "context_length": cfg.text_context_length or cfg.context_length,
                 "vocab_size": vocab_size,
                 "width": cfg.text_width,
                 "heads": cfg.heads,

@@ -1,8 +1,9 @@
 """The ST networks: from the image feature to embeddings that a language model can read.
 
-The mappers of ClipCap. They assume nothing about the encoder and the language model but their
-widths. Parameter names are ours; `official.py` holds the map from the reference's names.
-Every submodule with parameters has `reset_parameters`, so that `placement.fill` can initialise it.
+The mappers of ClipCap, and LaVIN's projection. They assume nothing about the encoder and the
+language model but their widths. Parameter names are ours; `official.py` and `official_lavin.py`
+hold the maps from the references' names. Every submodule with parameters has `reset_parameters`,
+so that `placement.fill` can initialise it.
 """
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.config import STConfig
 from pipeline.errors import ConfigError
+from pipeline.models.adapters import XavierLinear
 
 MLP_RATIO = 2  # hidden width of a transformer layer's MLP; SOURCE: ClipCap train.py:205-217
 
@@ -58,6 +60,26 @@ class LinearMapper(nn.Module):
         """(B, C) -> (B, k, D)."""
         flat: Tensor = self.project(features)  # (B, k * D)
         return flat.reshape(-1, self.prefix_length, self.llm_width)
+
+
+class VisualProjection(nn.Module):
+    """Linear, SiLU, linear on each of an image's features. SOURCE: LaVIN lavin/model.py:198-220.
+
+    Args:
+        width: C, of an image feature.
+        hidden: of the layer between.
+        llm_width: D, of the language model's embeddings.
+    """
+
+    def __init__(self, width: int, hidden: int, llm_width: int) -> None:
+        super().__init__()
+        self.up = XavierLinear(width, hidden)
+        self.down = XavierLinear(hidden, llm_width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, k, C) -> (B, k, D)."""
+        out: Tensor = self.down(F.silu(self.up(features)))
+        return out
 
 
 class TransformerMapper(nn.Module):

@@ -4,18 +4,19 @@ A row is EOS, the text's tokens and EOS; EOS opens a text as it does in GPT-2's 
 first token is learnt too. There is no encoder and no ST network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.models.encoder import ImageEncoder
 from pipeline.models.llm import context_length, load_llm, load_llm_config
-from pipeline.models.multimodal import IGNORE, MultimodalLM
-from pipeline.models.placement import Placement
+from pipeline.models.multimodal import MultimodalLM
+from pipeline.models.placement import WHOLE, Placement
 
 SEES_IMAGES = False
 
@@ -45,17 +46,32 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
         )
 
 
-def prompt_ids(cfg: Config) -> list[int]:
-    """Nothing comes before the text that a caller could know without the tokenizer."""
-    return []
+def tower(cfg: Config, encoder: ImageEncoder, placement: Placement = WHOLE) -> ImageEncoder:
+    """There is none to look through; see `clipcap.tower`."""
+    return encoder
 
 
-def row(cfg: Config, caption_ids: Sequence[int], eos_id: int) -> tuple[list[int], list[int]]:
-    """input_ids and labels of one text; see `clipcap.row`."""
-    ids = [eos_id, *caption_ids, eos_id]
-    return ids, [IGNORE, *ids[1:]]
+def slots(cfg: Config) -> int:
+    """An image takes no place."""
+    return 0
+
+
+def layout(
+    cfg: Config, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[Sequence[int], bool], list[int]]:
+    """EOS and the prompt, whatever the record shows; see `clipcap.layout`."""
+    return partial(_before, int(tokenizer.eos_token_id))
+
+
+def _before(eos_id: int, prompt_ids: Sequence[int], has_image: bool) -> list[int]:
+    return [eos_id, *prompt_ids]
 
 
 def parts(model: MultimodalLM) -> dict[str, nn.Module]:
     """The language model is all there is."""
     return {"llm": model.llm}
+
+
+def trains(cfg: Config, phase: str) -> tuple[str, ...]:
+    """The language model."""
+    return ("llm",)

@@ -2,13 +2,17 @@
 
 import io
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from pipeline.data.prompts import IGNORE, Row
+from pipeline.data.reader import RawRecord
 from pipeline.data.sources.record import ImageBytes, SourceRecord
+
+DUMMY = Row([0, 0], [IGNORE, 0])
 
 
 def jpeg(colour=(200, 30, 30), size=(24, 16), mode="RGB", **options) -> bytes:
@@ -33,6 +37,16 @@ def make_tar(path: Path, members: Iterable[tuple[str | tarfile.TarInfo, bytes]])
                 info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return path
+
+
+@dataclass(frozen=True)
+class EachCaption:
+    """Rows by a function of the caption alone."""
+
+    layout: Callable[[str], Row]
+
+    def __call__(self, raw: RawRecord, captions: Sequence[str]) -> tuple[Row, ...]:
+        return tuple(map(self.layout, captions))
 
 
 @dataclass(frozen=True)

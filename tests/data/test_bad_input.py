@@ -32,7 +32,7 @@ from pipeline.data.prompts import IGNORE, CaptionRows, Row
 from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError, UserError
 from pipeline.models.scratch import train_tokenizer
-from tests.data.samples import encode, jpeg, make_tar
+from tests.data.samples import DUMMY, EachCaption, encode, jpeg, make_tar
 
 LIMIT = 1_000_000  # pixels
 NOBODY = 65534
@@ -65,13 +65,17 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.zeros(3, 4, 4)
 
 
-def load(manifest: Manifest, *, layout=letters, strict: bool = False):
+_LETTERS = EachCaption(letters)
+
+
+def load(manifest: Manifest, *, rows=_LETTERS, strict: bool = False):
     """Read everything once; return the keys that were used, the steps, and the batches."""
     dataset = StepDataset(
         reader=ShardReader(manifest, max_pixels=LIMIT, retry_wait=0.0),
         plan=Plan(manifest.sizes, seed=0, global_batch=2, sequential=True),
         share=Share(0, 1, 1, 2),
-        collate=LanguageCollator(layout, (3, 4, 4), pad_id=0),
+        collate=LanguageCollator((3, 4, 4), pad_id=0, dummy=DUMMY),
+        rows=rows,
         images=DecodedImages(to_tensor, 4),
         strict=strict,
     )
@@ -285,9 +289,9 @@ def test_a_caption_of_ten_thousand_words_is_cut_and_counted(tmp_path: Path) -> N
     caption = " ".join(f"word{i}" for i in range(10_000))
     manifest, _ = index(tmp_path, [("long.jpg", jpeg()), ("long.txt", caption.encode())])
     tokenizer = train_tokenizer(["a good one", caption[:2000]], 400)
-    layout = CaptionRows(tokenizer, lambda ids, eos: ([*ids, eos], [*ids, eos]), max_tokens=20)
+    rows = CaptionRows(tokenizer, lambda prompt, image: [], max_tokens=20)
     started = time.perf_counter()
-    keys, steps = load(manifest, layout=layout, strict=True)
+    keys, steps = load(manifest, rows=rows, strict=True)
     assert time.perf_counter() - started < 2.0
     assert sorted(keys) == ["good", "long"]
     assert sum(batch.cut for step in steps for batch in step.batches) == 1

@@ -13,6 +13,7 @@ from pipeline.data.collate import (
 from pipeline.data.prompts import IGNORE, Row
 
 SLOT = -1
+DUMMY = Row([1, 1], [IGNORE, 1])
 
 
 def layout(text: str) -> Row:
@@ -21,11 +22,12 @@ def layout(text: str) -> Row:
 
 
 def sample(key: str, *texts: str, image: bool = True) -> Sample:
-    return Sample(key, int(key), texts, torch.full((3, 2, 2), float(key)) if image else None)
+    pixels = torch.full((3, 2, 2), float(key)) if image else None
+    return Sample(key, int(key), texts, pixels, tuple(map(layout, texts)))
 
 
 def test_rows_are_padded_on_the_right_and_only_text_is_a_target() -> None:
-    batch = LanguageCollator(layout, (3, 2, 2), pad_id=9)(
+    batch = LanguageCollator((3, 2, 2), pad_id=9, dummy=DUMMY)(
         [sample("1", "ab", "c"), sample("2", "d")]
     )
     assert batch.input_ids.tolist() == [
@@ -41,18 +43,36 @@ def test_rows_are_padded_on_the_right_and_only_text_is_a_target() -> None:
 
 
 def test_samples_without_an_image_have_no_image_row() -> None:
-    collate = LanguageCollator(layout, (3, 2, 2), pad_id=9)
+    collate = LanguageCollator((3, 2, 2), pad_id=9, dummy=DUMMY)
     batch = collate([sample("1", "a", image=False), sample("2", "b")])
     assert batch.image_rows.tolist() == [-1, 0]
     assert len(batch.images) == 1
 
 
+def test_text_alone_comes_with_a_black_image_of_no_row() -> None:
+    alone = [sample("1", "a", image=False), sample("2", "b", image=False)]
+    for shape, field in (((3, 2, 2), "images"), ((4,), "features"), ((2, 4), "features")):
+        batch = LanguageCollator(shape, pad_id=9, dummy=DUMMY)(alone)
+        seen = {"images": batch.images, "features": batch.features}
+        assert seen.pop(field).tolist() == torch.zeros(1, *shape).tolist()
+        assert list(seen.values()) == [None] and batch.image_rows.tolist() == [-1, -1]
+    batch = LanguageCollator((), pad_id=9, dummy=DUMMY)(alone)
+    assert batch.images is None and batch.features is None
+
+
+def test_prompts_are_padded_on_the_left() -> None:
+    batch = LanguageCollator((3, 2, 2), pad_id=9, dummy=DUMMY, left=True)([sample("1", "ab", "c")])
+    assert batch.input_ids[1].tolist() == [9, SLOT, SLOT, 99, 1]
+    assert batch.attention_mask[1].tolist() == [0, 1, 1, 1, 1]
+    assert batch.labels[1].tolist() == [IGNORE, IGNORE, IGNORE, 99, 1]
+
+
 def test_cut_texts_are_counted() -> None:
-    assert LanguageCollator(layout, (3, 2, 2), pad_id=9)([sample("1", "abcd", "a")]).cut == 1
+    assert LanguageCollator((3, 2, 2), pad_id=9, dummy=DUMMY)([sample("1", "abcd", "a")]).cut == 1
 
 
 def test_an_empty_list_gives_a_dummy_of_weight_zero() -> None:
-    batch = LanguageCollator(layout, (4,), pad_id=9)([])
+    batch = LanguageCollator((4,), pad_id=9, dummy=DUMMY)([])
     assert batch.weights.sum() == 0 and batch.keys == ()
     assert batch.features.shape == (1, 4) and torch.isfinite(batch.features).all()
     assert (batch.labels != IGNORE).any()  # its forward pass is like any other
@@ -77,7 +97,7 @@ def test_texts_that_the_clip_tokenizer_cuts_are_counted() -> None:
 
 
 def test_only_images_and_features_change_their_dtype() -> None:
-    batch = LanguageCollator(layout, (4,), pad_id=9)([])
+    batch = LanguageCollator((4,), pad_id=9, dummy=DUMMY)([])
     moved = to_device(batch, torch.device("cpu"), torch.bfloat16)
     assert moved.features.dtype == torch.bfloat16
     assert (moved.weights.dtype, moved.input_ids.dtype) == (torch.float32, torch.long)

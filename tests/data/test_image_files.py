@@ -9,7 +9,7 @@ from torch import Tensor, zeros
 
 from pipeline.data.collate import LanguageCollator
 from pipeline.data.image_files import FileDataset, find_images
-from pipeline.data.prompts import PromptRows
+from pipeline.data.prompts import row_of
 from pipeline.errors import ConfigError
 from tests.data.samples import encode, jpeg
 
@@ -55,7 +55,8 @@ def read(
         root=found.root,
         names=found.names,
         size=size,
-        collate=LanguageCollator(PromptRows((0,)), (3, 2, 2), 0),
+        row=row_of([0], []),
+        collate=LanguageCollator((3, 2, 2), 0, row_of([0], [])),
         transform=blank,
         image_size=2,
         max_pixels=100_000,

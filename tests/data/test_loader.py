@@ -20,7 +20,7 @@ from pipeline.data.reader import ShardReader
 from pipeline.data.shards import write_split
 from pipeline.data.sources.record import SourceRecord
 from pipeline.errors import DataError
-from tests.data.samples import jpeg
+from tests.data.samples import DUMMY, EachCaption, jpeg
 
 RECORDS, BATCH = 23, 6
 
@@ -63,7 +63,8 @@ def dataset(manifest: Manifest, *, rank: int = 0, ranks: int = 1, micro: int = 2
         "reader": ShardReader(manifest, max_pixels=10_000),
         "plan": plan,
         "share": Share(rank, ranks, ranks, micro),
-        "collate": LanguageCollator(layout, (3, 4, 4), pad_id=0),
+        "collate": LanguageCollator((3, 4, 4), pad_id=0, dummy=DUMMY),
+        "rows": EachCaption(layout),
         "images": DecodedImages(to_tensor, 4),
         **changes,
     }
@@ -153,10 +154,12 @@ def test_features_are_computed_once_and_read_back(manifest: Manifest, tmp_path: 
     images = DecodedImages(to_tensor, 4)
     for rank in (0, 1):
         encode_shards(
-            reader, images, encode, tmp_path, rank=rank, ranks=2, width=5, workers=0, batch=4
+            reader, images, encode, tmp_path, rank=rank, ranks=2, shape=(5,), workers=0, batch=4
         )
     assert sum(seen) == RECORDS - 2
-    assert encode_shards(reader, images, encode, tmp_path, rank=0, ranks=1, width=5, workers=0) == 0
+    assert (
+        encode_shards(reader, images, encode, tmp_path, rank=0, ranks=1, shape=(5,), workers=0) == 0
+    )
     cached = CachedFeatures(feature_files(tmp_path, len(manifest.shards)))
     faults = 0
     for shard, size in enumerate(manifest.sizes):

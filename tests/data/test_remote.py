@@ -23,7 +23,7 @@ from pipeline.data.reader import ShardReader
 from pipeline.data.remote import SCHEMES, checked_place, is_remote
 from pipeline.data.shards import write_split
 from pipeline.errors import ConfigError, DataError
-from tests.data.samples import records
+from tests.data.samples import DUMMY, EachCaption, records
 from tests.data.servers import FaultyServer, serve
 from tests.data.test_loader import contents, layout, to_tensor
 from tests.helpers import REPOSITORY
@@ -297,7 +297,8 @@ def dataset(manifest: Manifest, *, rank: int = 0, ranks: int = 1) -> StepDataset
         reader=ShardReader(manifest, max_pixels=10_000),
         plan=Plan(manifest.sizes, seed=3, global_batch=6, lanes=2, window=4),
         share=Share(rank, ranks, ranks, 2),
-        collate=LanguageCollator(layout, (3, 4, 4), pad_id=0),
+        collate=LanguageCollator((3, 4, 4), pad_id=0, dummy=DUMMY),
+        rows=EachCaption(layout),
         images=DecodedImages(to_tensor, 4),
     )
 

@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pipeline.config import Config, EncoderConfig, LLMConfig, STConfig
+from pipeline.config import (
+    PARTS,
+    Config,
+    EncoderConfig,
+    LlamaAdapterConfig,
+    LLMConfig,
+    STConfig,
+)
 from pipeline.errors import ConfigError
 from pipeline.models import clipcap
 from pipeline.models.clipcap import ClipCap
@@ -132,15 +139,23 @@ def test_rows_longer_than_the_context_are_refused(tmp_path: Path) -> None:
         clipcap.check(cfg, config)
 
 
-def test_a_row_is_slots_tokens_and_eos_and_eos_is_a_target() -> None:
-    cfg = Config(st=STConfig(prefix_length=2))
-    ids, labels = clipcap.row(cfg, [0, 7], eos_id=9)
-    assert ids == [IMAGE_SLOT, IMAGE_SLOT, 0, 7, 9]
-    assert labels == [IGNORE, IGNORE, 0, 7, 9]
-    assert clipcap.prompt_ids(cfg) == ids[:2]
+def test_before_the_target_are_slots_for_an_image_and_the_prompt() -> None:
+    before = clipcap.layout(Config(st=STConfig(prefix_length=2)), None)
+    assert before([], True) == [IMAGE_SLOT, IMAGE_SLOT]
+    assert before([5, 6], True) == [IMAGE_SLOT, IMAGE_SLOT, 5, 6]
+    assert before([5, 6], False) == [5, 6]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_trains_by_default_can_be_named_by_a_segment(name: str) -> None:
+    for settings in ({}, {"early_layers": 1, "bias_scale": True}):
+        cfg = Config(family=name, llama_adapter=LlamaAdapterConfig(**settings))
+        for phase in ("st_align", "llm_tune"):
+            trained = family(name).trains(cfg, phase)
+            assert trained and set(trained) <= set(PARTS.get(name, ("llm",)))
 
 
 def test_an_unknown_family_names_the_known_ones() -> None:
     assert "clipcap" in FAMILIES
-    with pytest.raises(ConfigError, match="lavin; choose one of clipcap"):
-        family("lavin")
+    with pytest.raises(ConfigError, match="nobody; choose one of clipcap"):
+        family("nobody")

@@ -1,5 +1,7 @@
 """Tiny models that several tests of this folder build; random weights, no downloads, no dropout."""
 
+from types import MappingProxyType
+
 import torch
 from transformers import (
     Gemma2Config,
@@ -8,13 +10,29 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from pipeline.models.multimodal import IGNORE, IMAGE_SLOT, MultimodalLM
 from pipeline.models.st import MLPMapper
 
 VOCAB, WIDTH, FEATURE, PREFIX = 37, 16, 6, 3
+GROUPED = {  # grouped-query attention
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
 
 
 def gpt2(**changes: object) -> GPT2LMHeadModel:
@@ -36,6 +54,21 @@ def llama(**changes: object) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+def mistral() -> MistralForCausalLM:
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=None)).eval()
+
+
+def qwen2() -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(Qwen2Config(**GROUPED)).eval()
+
+
+def qwen3() -> Qwen3ForCausalLM:
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(Qwen3Config(**GROUPED, head_dim=4)).eval()
+
+
 def gemma2() -> Gemma2ForCausalLM:
     torch.manual_seed(0)
     config = Gemma2Config(
@@ -51,6 +84,12 @@ def gemma2() -> Gemma2ForCausalLM:
         initializer_range=0.3,
     )
     return Gemma2ForCausalLM(config).eval()
+
+
+# One of each architecture that adapters can be put into.
+DECODERS = MappingProxyType(
+    {"gpt2": gpt2, "llama": llama, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3}
+)
 
 
 def multimodal(llm: PreTrainedModel) -> MultimodalLM:

@@ -13,6 +13,7 @@ from pipeline.data.sources.flickr8k import load_flickr8k
 from pipeline.data.sources.folder import load_folder
 from pipeline.data.sources.record import SourceRecord
 from pipeline.data.sources.scenes import load_scenes
+from pipeline.data.sources.scienceqa import load_scienceqa
 from pipeline.errors import ConfigError
 
 __all__ = ["WEBDATASET", "SourceRecord", "load_source", "source_names"]
@@ -29,6 +30,7 @@ def _loaders() -> dict[str, Loader]:
         "flickr8k": load_flickr8k,
         "folder": load_folder,
         "scenes": load_scenes,
+        "scienceqa": load_scienceqa,
     }
 
 

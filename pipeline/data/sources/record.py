@@ -20,15 +20,16 @@ ImageBytes = tuple[bytes, str]
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """One image with its captions.
+    """One image with its captions, or texts alone.
 
     Attributes: key: unique in its split, no dots or slashes; image: reads or draws the image when
-    called; captions: raw texts, possibly none; image_id: the data set's own; extra: more fields of
-    the record's JSON; fault: what the source itself found wrong, so that the record is skipped.
+    called, None where the data set has none for this record; captions: raw texts, possibly none;
+    image_id: the data set's own; extra: more fields of the record's JSON; fault: what the source
+    itself found wrong, so that the record is skipped.
     """
 
     key: str
-    image: Callable[[], ImageBytes]
+    image: Callable[[], ImageBytes] | None
     captions: tuple[str, ...]
     image_id: int | str
     extra: dict[str, Any] = field(default_factory=dict)

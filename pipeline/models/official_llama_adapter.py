@@ -1,0 +1,105 @@
+"""LLaMA-Adapter V1's published adapter checkpoints, under the names of our exports.
+
+A file holds `adapter_query.weight` (the prompts of all adapted layers, lowest layer first) and
+`layers.N.attention.gate`; the files that the training script writes have these inside `model`,
+beside the frozen LLaMA. Read with weights_only. It assumes the recipe's sizes; nothing is built.
+"""
+
+import re
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import CheckpointError
+from pipeline.models.official_meta import rename
+
+_PROMPTS = "adapter_query.weight"
+_GATE = re.compile(r"layers\.(\d+)\.attention\.gate")
+
+
+@dataclass(frozen=True)
+class AdapterCheckpoint:
+    """What a file holds for a recipe, and what else is in it."""
+
+    tensors: dict[str, Tensor]  # by exported name (adaption.*), float32
+    unused: tuple[str, ...]  # gates of layers without prompts; the reference writes them all
+    frozen: tuple[str, ...]  # of the base LLaMA, which comes from llm.path
+    unknown: tuple[str, ...]  # not of LLaMA-Adapter V1's text model
+
+    def remarks(self) -> list[str]:
+        """A line for each kind of tensor that was left where it is; for the log."""
+        kinds = (
+            (self.unused, "gates of layers that have no prompts"),
+            (self.frozen, "weights of the frozen LLaMA, which come from llm.path"),
+            (self.unknown, "unknown tensors"),
+        )
+        return [f"not taken: {len(each)} {what}: {_some(each)}" for each, what in kinds if each]
+
+
+def read_adapter(file: Path, *, depth: int, layers: int, length: int) -> AdapterCheckpoint:
+    """An official checkpoint for a model of these sizes.
+
+    Args:
+        file: a .pth of the reference.
+        depth: layers of the language model.
+        layers: `llama_adapter.layers`, of which the topmost have prompts.
+        length: `llama_adapter.prompt_length`.
+
+    Returns:
+        All tensors of `AdaptionPrompts`, and the names of what was not taken.
+
+    Raises:
+        CheckpointError: it cannot be read safely, lacks tensors (all are named), or is of another
+            size.
+    """
+    found = _read(file)
+    gates = {f"layers.{depth - layers + i}.attention.gate": i for i in range(layers)}
+    missing = [name for name in (_PROMPTS, *gates) if name not in found]
+    if missing:
+        raise CheckpointError(
+            f"{file} lacks {', '.join(missing)}; it is no checkpoint of LLaMA-Adapter V1, or one "
+            f"for more layers than it has (llama_adapter.layers={layers})"
+        )
+    rows = found[_PROMPTS].shape[0]
+    if rows != layers * length:
+        raise CheckpointError(
+            f"{file}: {rows} prompts are not {length} in each of {layers} layers; set "
+            "llama_adapter.prompt_length and llama_adapter.layers to the checkpoint's"
+        )
+    prompts = found[_PROMPTS].float().chunk(layers)
+    tensors = {f"adaption.late.{i}.prompt": each.clone() for i, each in enumerate(prompts)}
+    for name, i in gates.items():
+        tensors[f"adaption.late.{i}.gate"] = found[name].float().flatten()
+    left = sorted(found.keys() - gates.keys() - {_PROMPTS})
+    frozen = tuple(each for each in left if rename(each) is not None)
+    unused = tuple(each for each in left if _GATE.fullmatch(each))
+    unknown = tuple(each for each in left if each not in frozen and each not in unused)
+    return AdapterCheckpoint(tensors, unused, frozen, unknown)
+
+
+def _read(file: Path) -> Mapping[str, Tensor]:
+    try:
+        with torch.serialization.safe_globals([Namespace]):  # the training script's arguments
+            loaded: Any = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read without running code from it ({str(error).splitlines()[0]}); "
+            "take the adapter alone out of it (the reference's extract_adapter_from_checkpoint.py)"
+        ) from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
+        loaded = loaded["model"]
+    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise CheckpointError(f"{file} is no set of named tensors, so no adapter checkpoint")
+    # Data-parallel training puts this before every name.
+    return {str(name).removeprefix("module."): each for name, each in loaded.items()}
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """All names, or where the frozen LLaMA's hundreds are among them, the first and the last."""
+    return ", ".join(names) if len(names) <= 40 else f"{names[0]} ... {names[-1]}"

@@ -1,0 +1,83 @@
+"""The task of a recipe (`data.task`): what an LM reads and learns of a record.
+
+Captions, or ScienceQA's questions: puts the data's row makers together with the family's layout.
+Shared by training and evaluation. The contrastive phase knows no task: an image tower is adapted to
+a record's captions, which for a question are the question with its choices.
+"""
+
+from collections.abc import Iterator
+
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.config import Config
+from pipeline.data.prompts import CaptionRows, MakeRows, PromptRows, Row, row_of
+from pipeline.data.reader import RawRecord
+from pipeline.data.scienceqa_prompts import Problem, PromptFormat
+from pipeline.data.scienceqa_rows import AskingRows, QuestionRows, TrainingRows
+from pipeline.errors import ConfigError
+from pipeline.models.families import family
+
+QUESTIONS = "scienceqa"
+
+
+def training_rows(config: Config, tokenizer: PreTrainedTokenizerBase) -> MakeRows:
+    """The rows that a record is learnt from."""
+    if config.data.task == QUESTIONS:
+        return TrainingRows(question_rows(config, tokenizer))
+    layout = family(config.family).layout(config, tokenizer)
+    return CaptionRows(tokenizer, layout, config.data.max_tokens)
+
+
+def prompt_rows(config: Config, tokenizer: PreTrainedTokenizerBase) -> MakeRows:
+    """The row that generation starts from."""
+    if config.data.task == QUESTIONS:
+        return AskingRows(question_rows(config, tokenizer))
+    return PromptRows(family(config.family).layout(config, tokenizer))
+
+
+def caption_prompt(config: Config, tokenizer: PreTrainedTokenizerBase) -> Row:
+    """What the caption of an image starts from that belongs to no record."""
+    return row_of(family(config.family).layout(config, tokenizer)([], True), [])
+
+
+def dummy_row(config: Config, tokenizer: PreTrainedTokenizerBase) -> Row:
+    """A row of no record and no image, with a target, for a rank that has nothing left."""
+    eos = int(tokenizer.eos_token_id)
+    return row_of([*family(config.family).layout(config, tokenizer)([], False), eos], [eos])
+
+
+def question_rows(config: Config, tokenizer: PreTrainedTokenizerBase) -> QuestionRows:
+    """Rows of ScienceQA's questions in the recipe's format."""
+    return QuestionRows(
+        tokenizer,
+        question_format(config),
+        family(config.family).layout(config, tokenizer),
+        max_tokens=config.data.max_tokens,
+        answer_weight=config.scienceqa.answer_weight,
+    )
+
+
+def question_format(config: Config) -> PromptFormat:
+    """How the recipe puts a question; ConfigError where there is no such format."""
+    asked = config.scienceqa
+    try:
+        return PromptFormat.parse(
+            asked.format, wording=asked.wording, with_caption=asked.use_caption
+        )
+    except ConfigError as error:
+        raise ConfigError(f"scienceqa.format: {error}") from error
+
+
+def true_texts(config: Config, raw: RawRecord) -> list[str]:
+    """What the model should say of a record; ContentFault where it holds no problem."""
+    if config.data.task == QUESTIONS:
+        return [question_format(config).example(Problem.of(raw.data)).target_text.strip()]
+    return list(raw.data["captions"])
+
+
+def all_texts(config: Config, raw: RawRecord) -> Iterator[str]:
+    """All that a tokenizer should know of a record; ContentFault where it holds no problem."""
+    yield from raw.data["captions"]
+    if config.data.task == QUESTIONS:
+        example = question_format(config).example(Problem.of(raw.data))
+        yield example.prompt_text + example.target_text

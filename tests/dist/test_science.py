@@ -1,0 +1,126 @@
+"""LaVIN and LLaMA-Adapter on questions: all phases on one rank and two, stopped, resumed, exported.
+
+Half of the questions have an image; under ZeRO-3 that really partitions, ranks meet whose batch has
+none.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint import ExportTensors
+from pipeline.config import PHASES
+from pipeline.data.collate import LanguageBatch
+from pipeline.data.loader import Share, StepDataset
+from pipeline.models.llm import load_tokenizer
+from pipeline.recipe import load_recipe
+from pipeline.splits import Images, caption_dataset, open_training
+from tests.dist.launch import launch, succeeded
+from tests.dist.test_training import scalars, summary
+from tests.tiny import TIGHT_ZERO3, write_questions
+
+pytestmark = pytest.mark.dist
+FAMILIES = ("lavin", "llama_adapter")
+STOPPED = {"encoder_adapt": 2, "st_align": 1, "llm_tune": 3}  # llm_tune: in its second segment
+ADDED = {"lavin": "adapters.", "llama_adapter": "adaption."}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All phases of both families: whole and stopped on 2 ranks, whole on 1 rank."""
+    folder = tmp_path_factory.mktemp("science")
+    tight = folder / "tight.json"
+    tight.write_text(json.dumps(TIGHT_ZERO3))
+    for family in FAMILIES:
+        recipe = f"recipe={write_questions(folder, family, ds_config=str(tight))}"
+        two = [("prepare", [recipe]), ("pretrain", [recipe, "name=base"])]
+        one = []
+        for phase in PHASES:
+            stop = f"{phase}.stop_after={STOPPED[phase]}"
+            two.append((phase, [recipe, f"name={family}-whole"]))
+            two.append((phase, [recipe, f"name={family}-stopped", stop]))
+            two.append((phase, [recipe, f"name={family}-stopped"]))
+            one.append((phase, [recipe, f"name={family}-alone", f"{phase}.micro_batch=5"]))
+        for ranks, plan in ((2, two), (1, one)):
+            path = folder / f"plan{ranks}.json"
+            path.write_text(json.dumps(plan))
+            succeeded(launch("tests/dist/phases_program.py", [str(path)], ranks=ranks))
+    return folder / "runs"
+
+
+def test_there_are_steps_in_which_one_rank_alone_sees_an_image(runs: Path) -> None:
+    """Otherwise the tests below would show nothing about it."""
+    config = load_recipe([f"recipe={runs.parent / 'lavin.yaml'}"])
+    train, tokenizer = open_training(config), load_tokenizer(config.llm)
+
+    def dataset(rank: int) -> StepDataset:
+        share, black = Share(rank, 2, 2, config.llm_tune.micro_batch), Images(None, (2, 4))
+        plan = train.plan(config.llm_tune.global_batch, seed=config.seed)
+        return caption_dataset(config, train, plan, black, tokenizer, share, captions="all")
+
+    sights = []
+    for step in range(6):
+        loaded = [dataset(rank)[step] for rank in (0, 1)]
+        for pair in zip(*(each.batches for each in loaded), strict=True):
+            assert all(isinstance(batch, LanguageBatch) for batch in pair)
+            texts = [set(batch.keys) for batch in pair if isinstance(batch, LanguageBatch)]
+            sights.append([any(int(key) % 2 for key in keys) for keys in texts])
+    assert any(sum(each) == 1 for each in sights)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_and_two_ranks_agree_in_every_loss(runs: Path, family: str, phase: str) -> None:
+    two, one = (scalars(runs / f"{family}-{n}", phase, "train/loss") for n in ("whole", "alone"))
+    assert two.keys() == one.keys() and len(one) >= 4
+    for step, loss in one.items():
+        assert abs(two[step] - loss) <= 1e-5 * abs(loss), (step, two[step], loss)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stopped_and_resumed_equals_uninterrupted(runs: Path, family: str, phase: str) -> None:
+    names = [f"{family}-{name}" for name in ("whole", "stopped")]
+    whole, stopped = (ExportTensors(runs / name / phase / "export") for name in names)
+    assert whole.keys() == stopped.keys()
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    first, second = (scalars(runs / name, phase, "train/loss") for name in names)
+    assert first == second
+    assert (
+        summary(runs / names[0], phase)["validation"]
+        == summary(runs / names[1], phase)["validation"]
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_export_holds_what_trained_and_what_was_taken_over(runs: Path, family: str) -> None:
+    adapted, aligned, tuned = (
+        ExportTensors(runs / f"{family}-whole" / phase / "export") for phase in PHASES
+    )
+    tower = {name for name in adapted if name.startswith("encoder.")}
+    inside = "encoder.adapters." if family == "lavin" else "encoder.visual."
+    assert tower and all(name.startswith(inside) for name in tower)
+    st = {name for name in aligned if name.startswith("st.")}
+    gates = {name for name in aligned if name.endswith(".gate")}
+    assert st and set(aligned) == tower | st | gates
+    assert bool(gates) == (family == "llama_adapter")
+    added = {name for name in tuned if name.startswith(ADDED[family])}
+    assert gates < added and set(tuned) == tower | st | added
+    trained = sum(each.numel() for name, each in tuned.items() if name in added | st)
+    if family == "lavin":  # joint with the tower's adapters, as the reference
+        trained += sum(tuned[name].numel() for name in tower)
+    assert summary(runs / f"{family}-whole", "llm_tune")["trained_parameters"] == trained
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_part_that_trains_changes(runs: Path, family: str) -> None:
+    adapted, aligned, tuned = (
+        ExportTensors(runs / f"{family}-whole" / phase / "export") for phase in PHASES
+    )
+    assert not all(torch.equal(aligned[name], tuned[name]) for name in aligned if "st." in name)
+    moved = [name for name in adapted.keys() & tuned.keys() if "encoder.adapters." in name]
+    assert not moved or any(not torch.equal(adapted[name], tuned[name]) for name in moved)
+    fresh = [each for name, each in tuned.items() if name.endswith((".gate", ".up.0.weight"))]
+    assert fresh and all(bool(each.any()) for each in fresh)  # they start at zero
