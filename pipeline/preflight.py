@@ -124,8 +124,7 @@ def _encoder(config: Config, world: World, until: str) -> None:
     check_encoder(config.encoder)
     if config.encoder_adapt.enabled and not config.encoder.arch.startswith(HUB):
         clip = sketch_clip(config.encoder).model
-        if config.encoder_adapt.train == "adapters":
-            add_tower_adapters(config, clip, Blueprint())
+        add_tower_adapters(config, clip, Blueprint())
         encoder_groups(clip, config.encoder_adapt)
 
 
@@ -170,8 +169,7 @@ def _exports(config: Config, world: World, until: str) -> None:
 def _check_shapes(config: Config, phase: PhaseConfig, tensors: ExportTensors) -> None:
     if isinstance(phase, EncoderAdaptConfig):
         clip = sketch_clip(config.encoder).model
-        if phase.train == "adapters":
-            add_tower_adapters(config, clip, Blueprint())
+        add_tower_adapters(config, clip, Blueprint(), tensors)
         for part in ("encoder.", "text."):
             check_overlay(clip, tensors, part, Blueprint())
         return

@@ -35,7 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tight.write_text(json.dumps(TIGHT_ZERO3))
     for family in FAMILIES:
         recipe = f"recipe={write_questions(folder, family, ds_config=str(tight))}"
-        two = [("prepare", [recipe]), ("pretrain", [recipe, "name=base"])]
+        two = [("prepare", [recipe]), ("pretrain", [recipe, f"name={family}-base"])]
         one = []
         for phase in PHASES:
             stop = f"{phase}.stop_after={STOPPED[phase]}"
