@@ -41,7 +41,7 @@ from pipeline.models.official import STOP
 from pipeline.models.placement import WHOLE, Placement
 from pipeline.models.tower import AdaptedTower
 from pipeline.splits import NO_IMAGES, Images, Split, decoded
-from pipeline.tasks import QUESTIONS
+from pipeline.tasks import task_settings
 
 log = logging.getLogger("pipeline")
 
@@ -199,19 +199,23 @@ def image_text_model(config: Config, *exports: Mapping[str, Tensor]) -> Clip:
     model's `adapters`.
     """
     clip = load_clip(config.encoder, seed=config.seed)
-    held = any(name.startswith("encoder.adapters.") for export in exports for name in export)
-    if held or config.encoder_adapt.train == "adapters":
-        add_tower_adapters(config, clip.model, WHOLE)
+    add_tower_adapters(config, clip.model, WHOLE, *exports)
     for export in exports:
         overlay_clip(clip.model, export)
     return clip
 
 
-def add_tower_adapters(config: Config, clip: nn.Module, placement: Placement) -> None:
+def add_tower_adapters(
+    config: Config, clip: nn.Module, placement: Placement, *exports: Mapping[str, Tensor]
+) -> None:
     """Puts the family's adapters into an image-text model's tower, as its `adapters`.
 
-    Nothing is put where the family has none; an export that has some does not fit then.
+    Only where they train or an export has some; never where the family has none, which an export
+    with some does not fit then.
     """
+    held = any(name.startswith("encoder.adapters.") for export in exports for name in export)
+    if not held and config.encoder_adapt.train != "adapters":
+        return
     visual = clip.visual
     assert isinstance(visual, nn.Module)
     tower = family(config.family).tower(config, ImageEncoder(visual, 0), placement)
@@ -301,11 +305,10 @@ def recipe_identity(
     if not language:
         adapted = config.encoder_adapt.train == "adapters"
         return {**identity, "tower": family_settings(config) if adapted else {}}
-    questions = vars(config.scienceqa) if config.data.task == QUESTIONS else None
     return {
         **identity,
         "family": [config.family, family_settings(config)],
-        "task": [config.data.task, questions],
+        "task": task_settings(config),
         "normalize": [encoder.normalize, encoder.scales],
         "max_tokens": config.data.max_tokens,
         "st": vars(config.st),

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config import EvaluateConfig
 from pipeline.data.collate import Batch, LanguageBatch, to_device
 from pipeline.errors import ConfigError
+from pipeline.models.llm import context_length
 from pipeline.models.multimodal import MultimodalLM
 
 
@@ -28,6 +29,7 @@ def caption_batches(
     """Record key -> generated caption, for this rank's prompt batches (one row a record)."""
     captions: dict[str, str] = {}
     ends = end_ids(tokenizer, settings.stop)
+    context = context_length(model.llm.config)
     for batch in batches:
         moved = to_device(batch, device, dtype)
         assert isinstance(moved, LanguageBatch)
@@ -37,7 +39,7 @@ def caption_batches(
             image_rows=moved.image_rows,
             input_ids=moved.input_ids,
             attention_mask=moved.attention_mask,
-            max_new_tokens=settings.max_new_tokens,
+            max_new_tokens=_room(settings.max_new_tokens, context, moved.input_ids.shape[1]),
             num_beams=settings.beams,
             length_penalty=settings.length_penalty,
             eos_token_id=ends,
@@ -48,6 +50,11 @@ def caption_batches(
         for key, text in zip(moved.keys, texts, strict=False):
             captions[key] = " ".join(text.split())
     return captions
+
+
+def _room(wanted: int, context: int | None, prompt: int) -> int:
+    """New tokens that a context leaves to prompts of that length."""
+    return wanted if context is None else max(min(wanted, context - prompt), 1)
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, stop: str | None) -> list[int]:

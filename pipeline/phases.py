@@ -152,9 +152,14 @@ class Group:
     decays: bool = True
 
 
+def trains_encoder(segment: Segment) -> bool:
+    """Whether the image tower, or adapters in it, are among what trains."""
+    return any(part.startswith("encoder") for part in segment.train)
+
+
 def as_segment_sees(config: Config, segment: Segment) -> Config:
     """The recipe without cached features, where the segment trains what makes them."""
-    if not any(part.startswith("encoder") for part in segment.train):
+    if not trains_encoder(segment):
         return config
     return replace(config, data=replace(config.data, cache_features=False))
 

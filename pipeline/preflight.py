@@ -130,8 +130,7 @@ def _blocks(config: Config, world: World, until: str) -> None:
     """The encoder has the blocks that shall train."""
     if config.encoder_adapt.enabled and not config.encoder.arch.startswith(HUB):
         clip = sketch_clip(config.encoder).model
-        if config.encoder_adapt.train == "adapters":
-            add_tower_adapters(config, clip, Blueprint())
+        add_tower_adapters(config, clip, Blueprint())
         encoder_groups(clip, config.encoder_adapt)
 
 
@@ -176,8 +175,7 @@ def _exports(config: Config, world: World, until: str) -> None:
 def _check_shapes(config: Config, phase: PhaseConfig, tensors: ExportTensors) -> None:
     if isinstance(phase, EncoderAdaptConfig):
         clip = sketch_clip(config.encoder).model
-        if phase.train == "adapters":
-            add_tower_adapters(config, clip, Blueprint())
+        add_tower_adapters(config, clip, Blueprint(), tensors)
         for part in ("encoder.", "text."):
             check_overlay(clip, tensors, part, Blueprint())
         return

@@ -26,7 +26,7 @@ from pipeline.models.placement import Placement
 from pipeline.models.scratch import create_clip, create_llm, save_clip, save_llm, train_tokenizer
 from pipeline.run import export_folder, learnt_values, run_phase
 from pipeline.splits import Split, open_training
-from pipeline.tasks import all_texts
+from pipeline.tasks import QUESTIONS, all_texts, task_settings
 
 log = logging.getLogger("pipeline")
 
@@ -102,7 +102,13 @@ def _made_by(derived: Config) -> str:
     texts = open_training(derived).fingerprint
     phases = [learnt_values(derived.encoder_adapt), learnt_values(derived.llm_tune)]
     scratch = asdict(derived.pretrain.scratch)
-    return ckpt.fingerprint_of(phases, scratch, derived.seed, derived.data.max_tokens, texts)
+    settings = [derived.seed, derived.data.max_tokens, texts, *_asked(derived)]
+    return ckpt.fingerprint_of(phases, scratch, *settings)
+
+
+def _asked(config: Config) -> list[object]:
+    """How questions are put, where there are some."""
+    return task_settings(config) if config.data.task == QUESTIONS else []
 
 
 def _check_existing(out: Path, found: str | None, made_by: str) -> None:
@@ -135,7 +141,9 @@ def _derived(config: Config) -> Config:
 def _initial_folder(config: Config) -> Path:
     """Where the random models lie; other sizes, seeds or texts have another folder."""
     texts = open_training(config).fingerprint
-    made_by = ckpt.fingerprint_of(asdict(config.pretrain.scratch), config.seed, texts)
+    made_by = ckpt.fingerprint_of(
+        asdict(config.pretrain.scratch), config.seed, texts, *_asked(config)
+    )
     return Path(config.runs) / config.name / f"initial-{made_by}"
 
 

@@ -22,6 +22,7 @@ from pipeline.dist import World
 from pipeline.ds_config import read_ds_config
 from pipeline.engine import Engine, dtype_of
 from pipeline.models.families import family
+from pipeline.models.multimodal import MultimodalLM
 from pipeline.objectives import (
     ContrastiveObjective,
     ContrastiveTask,
@@ -30,7 +31,13 @@ from pipeline.objectives import (
     Objective,
     Task,
 )
-from pipeline.phases import Segment, as_segment_sees, encoder_groups, part_groups
+from pipeline.phases import (
+    Segment,
+    as_segment_sees,
+    encoder_groups,
+    part_groups,
+    trains_encoder,
+)
 from pipeline.splits import caption_dataset, open_split, open_training, pair_dataset, share_of
 from pipeline.tasks import true_texts
 from pipeline.zero import placement_for
@@ -141,7 +148,7 @@ def _language(
     )
     smoothing = phase.label_smoothing if isinstance(phase, LLMTuneConfig) else 0.0
     if phase.activation_checkpointing:
-        built.model.llm.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+        _save_activations(built.model, tower=trains_encoder(segment))
     task = LanguageTask(built.model, label_smoothing=smoothing)
     groups = part_groups(family(config.family).parts(built.model), segment, phase)
     engine = Engine(task, groups, phase, name=name, precision=precision, world=world)
@@ -179,3 +186,10 @@ def _language(
     )
     plan = train.plan(phase.global_batch, seed=config.seed)
     return Setup(task, engine, objective, dataset("train", plan, phase.captions), probe)
+
+
+def _save_activations(model: MultimodalLM, *, tower: bool) -> None:
+    """Layers compute their activations again in the backward pass."""
+    model.llm.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+    if tower and model.encoder is not None:
+        model.encoder.visual.set_grad_checkpointing()  # type: ignore[operator]

@@ -6,6 +6,7 @@ a record's captions, which for a question are the question with its choices.
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -66,6 +67,12 @@ def question_format(config: Config) -> PromptFormat:
         )
     except ConfigError as error:
         raise ConfigError(f"scienceqa.format: {error}") from error
+
+
+def task_settings(config: Config) -> list[object]:
+    """What decides, beside the data, which texts a model learns from."""
+    asks = config.data.task == QUESTIONS
+    return [config.data.task, asdict(config.scienceqa) if asks else None]
 
 
 def true_texts(config: Config, raw: RawRecord) -> list[str]:

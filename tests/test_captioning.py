@@ -35,7 +35,7 @@ def captions(tokenizer: PreTrainedTokenizerFast, **settings: object) -> dict[str
     prompt = row_of([IMAGE_SLOT] * tiny.PREFIX, [])
     samples = [Sample(str(i), i, (), torch.randn(tiny.FEATURE), (prompt,)) for i in range(20)]
     collate = LanguageCollator((tiny.FEATURE,), 7, prompt, left=True)
-    chosen = EvaluateConfig(beams=1, max_new_tokens=12, **settings)
+    chosen = EvaluateConfig(**{"beams": 1, "max_new_tokens": 12, **settings})
     return caption_batches(
         model, [collate(samples)], tokenizer, chosen, device=CPU, dtype=torch.float32
     )
@@ -54,6 +54,11 @@ def test_a_stop_text_ends_a_greedy_caption_and_stays_in_it(
         assert stopped[key].split() == kept, key
         longer += len(words) > len(kept)
     assert longer > 2  # they would have gone on
+
+
+def test_a_caption_ends_where_the_context_does(tokenizer: PreTrainedTokenizerFast) -> None:
+    lengths = [len(text.split()) for text in captions(tokenizer, max_new_tokens=500).values()]
+    assert 12 < max(lengths) <= 32 - tiny.PREFIX
 
 
 def test_the_stop_text_is_one_token_or_refused(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -323,3 +323,19 @@ def test_stages_without_a_phase_have_a_plan_too(
     text = run_stage(stage, ["recipe=quickstart", "--plan", "out=x"], monkeypatch, capsys)
     assert f"Plan of stages/{stage}.py. Nothing is written." in text and "x" in text
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained"),
+    [
+        ("lavin_scienceqa_7b", 3_781_296),  # as published: 3.8 M
+        ("lavin_scienceqa_13b", 5_390_080),  # 5.4 M
+        ("llama_adapter_scienceqa_7b", 1_229_760 + 567_396),  # 1.8 M
+    ],
+)
+def test_the_references_sizes_are_planned_without_weights(recipe: str, trained: int) -> None:
+    with with_sketches(load_recipe([f"recipe={recipe}"])) as config:
+        segment = segments(config, "llm_tune", 398)[-1]
+        counted = census(config, "llm_tune", segment, precision="bf16", captions=None, ranks=8)
+    assert counted.parameters.trained == trained
+    assert counted.parameters.frozen > 6.7e9

@@ -106,6 +106,10 @@ def question_recipe(folder: Path, family: str, *, ds_config: str = "zero3") -> d
             "workers": 0,
         }
     }
+    weights = folder / f"weights_{family}"  # families ask in other words
+    made["pretrain"]["out"] = str(weights)
+    made["encoder"]["arch"] = f"local-dir:{weights / 'clip'}"
+    made["llm"]["path"] = str(weights / "llm")
     made["pretrain"]["scratch"] |= {"context_length": 161, "text_context_length": 64}
     made["data"] |= {"task": "scienceqa", "max_tokens": 160}
     made["scienceqa"] = {"format": "QCM-ALE", "answer_weight": 2.0}

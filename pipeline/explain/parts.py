@@ -164,8 +164,7 @@ def _contrastive(
     config: Config, name: str, phase: EncoderAdaptConfig, *, precision: str, captions: float | None
 ) -> Census:
     sketch = sketch_clip(config.encoder)
-    if phase.train == "adapters":
-        add_tower_adapters(config, sketch.model, Blueprint())
+    add_tower_adapters(config, sketch.model, Blueprint())
     clip = sketch.model.to(dtype_of(precision))
     groups = encoder_groups(clip, phase)
     visual = clip.visual

@@ -35,7 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tight.write_text(json.dumps(TIGHT_ZERO3))
     for family in FAMILIES:
         recipe = f"recipe={write_questions(folder, family, ds_config=str(tight))}"
-        two = [("prepare", [recipe]), ("pretrain", [recipe, "name=base"])]
+        two = [("prepare", [recipe]), ("pretrain", [recipe, f"name={family}-base"])]
         one = []
         for phase in PHASES:
             stop = f"{phase}.stop_after={STOPPED[phase]}"
@@ -43,6 +43,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             two.append((phase, [recipe, f"name={family}-stopped", stop]))
             two.append((phase, [recipe, f"name={family}-stopped"]))
             one.append((phase, [recipe, f"name={family}-alone", f"{phase}.micro_batch=5"]))
+        start = folder / "runs" / f"{family}-whole" / "st_align" / "export"
+        saving = [f"llm_tune.init_from={start}", "llm_tune.activation_checkpointing=true"]
+        two.append(("llm_tune", [recipe, f"name={family}-saving", *saving]))
         for ranks, plan in ((2, two), (1, one)):
             path = folder / f"plan{ranks}.json"
             path.write_text(json.dumps(plan))
@@ -77,6 +80,16 @@ def test_one_and_two_ranks_agree_in_every_loss(runs: Path, family: str, phase: s
     assert two.keys() == one.keys() and len(one) >= 4
     for step, loss in one.items():
         assert abs(two[step] - loss) <= 1e-5 * abs(loss), (step, two[step], loss)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activation_checkpointing_changes_no_loss(runs: Path, family: str) -> None:
+    """Nor in the tower, whose adapters train in LaVIN's second segment."""
+    plain, saving = (
+        scalars(runs / f"{family}-{n}", "llm_tune", "train/loss") for n in ("whole", "saving")
+    )
+    assert plain.keys() == saving.keys()
+    assert all(abs(saving[step] - loss) <= 1e-5 * abs(loss) for step, loss in plain.items())
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -35,7 +35,7 @@ REFERENCE = {
 def recipe(folder: Path, family: str) -> Config:
     config = load_recipe([f"recipe={write_questions(folder, family, make_missing=False)}"])
     config.data.cache_features = False
-    weights(config, folder / "weights")
+    weights(config, Path(config.pretrain.out))
     return config
 
 
