@@ -225,9 +225,9 @@ def test_adapters_belong_to_what_tuning_learns_and_to_nothing_before(runs: Path)
 
 
 def test_wrong_targets_are_found_before_anything_is_trained(runs: Path) -> None:
-    check(recipe_of(runs))
+    check(recipe_of(runs), WORLD, until="llm_tune")
     with pytest.raises(ConfigError, match=r"no linear layer q_proj; name some of c_attn, c_fc"):
-        check(recipe_of(runs, "llm.lora.targets=[q_proj]"))
+        check(recipe_of(runs, "llm.lora.targets=[q_proj]"), WORLD, until="llm_tune")
 
 
 def test_tensorboard_shows_each_rate_once(runs: Path) -> None:
