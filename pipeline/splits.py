@@ -23,7 +23,7 @@ from pipeline.data.remote import is_remote
 from pipeline.dist import World
 from pipeline.errors import ConfigError
 from pipeline.models.encoder import Clip, Transform
-from pipeline.tasks import dummy_row, prompt_rows, training_rows
+from pipeline.tasks import dummy_row, prompt_rows, scoring_rows, training_rows
 
 _MOST_OPEN_SHARDS = 512  # a process may have about a thousand files open
 
@@ -195,17 +195,19 @@ def caption_dataset(
 ) -> StepDataset:
     """Rows for the LM loss, or for generation what it starts from.
 
-    captions: `all` or `one` of a record, where the task is captions; `none`: prompts alone.
+    captions: `all` or `one` of a record, where the task is captions; `none`: prompts alone;
+    `options`: where the task is questions, the rows in which their options are compared.
     """
     asks = captions == "none"
+    makers = {"none": prompt_rows, "options": scoring_rows}
     return StepDataset(
         reader=split.reader,
         plan=plan,
         share=share,
         collate=language_collator(config, images, tokenizer, prompts=asks),
         images=images.source,
-        rows=(prompt_rows if asks else training_rows)(config, tokenizer),
-        captions="all" if asks else captions,
+        rows=makers.get(captions, training_rows)(config, tokenizer),
+        captions="all" if captions in makers else captions,
         seed=config.seed,
         strict=config.data.strict,
         sets=split.names,

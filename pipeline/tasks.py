@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.data.prompts import CaptionRows, MakeRows, PromptRows, Row, row_of
 from pipeline.data.reader import RawRecord
 from pipeline.data.scienceqa_prompts import Problem, PromptFormat
-from pipeline.data.scienceqa_rows import AskingRows, QuestionRows, TrainingRows
+from pipeline.data.scienceqa_rows import AskingRows, QuestionRows, ScoringRows, TrainingRows
 from pipeline.errors import ConfigError
 from pipeline.models.families import family
 
@@ -34,6 +34,11 @@ def prompt_rows(config: Config, tokenizer: PreTrainedTokenizerBase) -> MakeRows:
     if config.data.task == QUESTIONS:
         return AskingRows(question_rows(config, tokenizer))
     return PromptRows(family(config.family).layout(config, tokenizer))
+
+
+def scoring_rows(config: Config, tokenizer: PreTrainedTokenizerBase) -> MakeRows:
+    """The rows in which a question's options are compared."""
+    return ScoringRows(question_rows(config, tokenizer))
 
 
 def caption_prompt(config: Config, tokenizer: PreTrainedTokenizerBase) -> Row:

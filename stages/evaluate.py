@@ -1,18 +1,21 @@
-"""Captions a split with the trained model and scores it; all ranks share the work.
+"""Captions a split, or answers its questions, with the trained model and scores it, on all ranks.
 
-Leaves: predictions.jsonl, metrics.json and samples.png in runs/<name>/evaluate/<split>.
+Leaves in runs/<name>/evaluate/<split>: metrics.json, with predictions.jsonl and samples.png of
+captions, or results.json of answers.
 
     deepspeed stages/evaluate.py [recipe=NAME] [baseline=true] [evaluate.split=test] [key=value ...]
 """
 
 from pipeline.config import Config
 from pipeline.dist import World
+from pipeline.evaluation.questions import answer_questions
 from pipeline.evaluation.results import output_folder
 from pipeline.evaluation.runner import evaluate
 from pipeline.explain.stages import explain_evaluate
 from pipeline.prerequisites import ensure
 from pipeline.run import effective
 from pipeline.stage import run_stage
+from pipeline.tasks import QUESTIONS
 
 
 def main(config: Config, world: World) -> None:
@@ -20,6 +23,16 @@ def main(config: Config, world: World) -> None:
     if not ensure(config, world, until="evaluate"):
         return
     config = effective(config)
+    if config.data.task == QUESTIONS:
+        result = answer_questions(config, world)
+        if world.is_main:
+            print(result["table"])
+            count = result["token_forwards"]
+            print(
+                f"{count:,} LLM token-forwards, {count / max(result['records'], 1):.0f} a question"
+            )
+            print(f"answers and metrics: {output_folder(config)}")
+        return
     result = evaluate(config, world)
     if world.is_main:
         flat = {"loss": result["loss"], **result["scores"], **(result["retrieval"] or {})}

@@ -42,6 +42,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "preflight",
         "prerequisites",
         "stage",
+        "evaluation.loading",
+        "evaluation.questions",
         "evaluation.results",
         "evaluation.runner",
     ),

@@ -6,13 +6,15 @@ record (where the image goes, what is a target) were made before (`prompts.py`).
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.data.prompts import IGNORE, Row
+
+NO_OPTION = -1
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class LanguageBatch:
     weights: Tensor  # (R, T)
     keys: tuple[str, ...] = ()
     cut: int = 0  # rows whose text was longer than allowed
+    owner: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # (R,) in keys
+    options: Tensor | None = None  # (R, O) token ids to be scored, NO_OPTION where there are fewer
 
     def text_positions(self) -> tuple[int, int]:
         """Positions that hold a token or an image slot, and all positions."""
@@ -70,12 +74,12 @@ Batch = LanguageBatch | ContrastiveBatch
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     """The batch with its tensors on `device`, images and features in `dtype`."""
     moved: dict[str, Any] = {}
-    for field in fields(batch):
-        value = getattr(batch, field.name)
+    for each in fields(batch):
+        value = getattr(batch, each.name)
         if isinstance(value, Tensor):
-            kind = dtype if field.name in ("images", "features") else value.dtype
+            kind = dtype if each.name in ("images", "features") else value.dtype
             value = value.to(device, kind, non_blocking=True)
-        moved[field.name] = value
+        moved[each.name] = value
     return type(batch)(**moved)
 
 
@@ -128,6 +132,8 @@ class LanguageCollator:
             weights=weights * (labels != IGNORE),
             keys=tuple(sample.key for sample in samples),
             cut=sum(row.cut for row in rows),
+            owner=torch.tensor(owner),
+            options=_options([row.options for row in rows]),
         )
 
     def _stack_images(self, samples: Sequence[Sample]) -> tuple[Tensor | None, list[int]]:
@@ -182,6 +188,14 @@ class ContrastiveCollator:
         length = tokens.shape[1]
         longer = self.tokenize([texts[i] for i in full], context_length=length + 1)
         return int((longer[:, :length] != tokens[full]).any(dim=1).sum())
+
+
+def _options(rows: Sequence[Sequence[int]]) -> Tensor | None:
+    """The rows' options as one table; None where no row has any."""
+    most = max(map(len, rows))
+    if not most:
+        return None
+    return torch.tensor([[*ids, *[NO_OPTION] * (most - len(ids))] for ids in rows])
 
 
 def text_id(text: str) -> int:

@@ -23,13 +23,15 @@ Layout = Callable[[Sequence[int], bool], list[int]]
 class Row:
     """One row: ids and labels of equal length; `cut` says that the text was too long.
 
-    `weights`, of the same length, is what each target counts in the loss; None: 1 each.
+    `weights`, of the same length, is what each target counts in the loss; None: 1 each. `options`,
+    where a row is to be scored: the tokens of which one stands in the place of its only target.
     """
 
     ids: list[int]
     labels: list[int]
     cut: bool = False
     weights: list[float] | None = None
+    options: tuple[int, ...] = ()
 
 
 # A record and those of its captions that count -> its rows; ContentFault where it has none.

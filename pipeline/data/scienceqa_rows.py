@@ -14,7 +14,7 @@ from itertools import pairwise, takewhile
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.faults import ContentFault
-from pipeline.data.prompts import IGNORE, Layout, Row
+from pipeline.data.prompts import IGNORE, Layout, Row, row_of
 from pipeline.data.reader import RawRecord
 from pipeline.data.scienceqa_prompts import Example, Problem, PromptFormat
 
@@ -170,6 +170,26 @@ class AskingRows:
     def __call__(self, raw: RawRecord, captions: Sequence[str]) -> tuple[Row, ...]:
         """Raises what `QuestionRows.prompt` and `Problem.of` do."""
         return (self.questions.prompt(Problem.of(raw.data), image=raw.image is not None),)
+
+
+@dataclass(frozen=True)
+class ScoringRows:
+    """Of a record, the row in whose last place its options are compared (a `MakeRows`).
+
+    Where the tokenizer splits the letter of one of them, a row for each option instead, whose
+    targets are the option's tokens.
+    """
+
+    questions: QuestionRows
+
+    def __call__(self, raw: RawRecord, captions: Sequence[str]) -> tuple[Row, ...]:
+        """Raises what `QuestionRows.options` and `Problem.of` do."""
+        scored = self.questions.options(Problem.of(raw.data), image=raw.image is not None)
+        rows = [row_of(scored.row.ids, option, cut=scored.row.cut) for option in scored.options]
+        if any(len(option) > 1 for option in scored.options):
+            return tuple(rows)
+        # Whichever letter stands in that place: a causal model sees none of it.
+        return (replace(rows[0], options=tuple(option[0] for option in scored.options)),)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:

@@ -19,6 +19,7 @@ from pipeline.errors import DataError
 DEFAULT_SPLIT = "test"
 # Shown even where neither run has them, so that a missing score is seen to be missing.
 EXPECTED_SCORES = ("CIDEr", "Bleu_4", "METEOR", "ROUGE_L")
+ANSWERED = "Avg"  # the score that answers to questions have, and captions do not
 MISSING = "-"
 
 Record = Mapping[str, Any]
@@ -94,9 +95,11 @@ def _read_json(path: Path) -> Record | None:
 def _split_table(split: str, base: _Run, eim: _Run) -> str:
     """Loss, caption scores and retrieval of one split."""
     left, right = _scores(base.splits.get(split)), _scores(eim.splits.get(split))
-    names = dict.fromkeys([f"{split} loss", *EXPECTED_SCORES, *left, *right])
+    asked = ANSWERED in {*left, *right}
+    expected = () if asked else EXPECTED_SCORES
+    names = dict.fromkeys([f"{split} loss", *expected, *left, *right])
     names.pop("loss", None)
-    if not any("_r" in key and key[:3] in ("i2t", "t2i") for key in names):
+    if not asked and not any("_r" in key and key[:3] in ("i2t", "t2i") for key in names):
         names["retrieval recall"] = None
     left[f"{split} loss"], right[f"{split} loss"] = left.pop("loss", None), right.pop("loss", None)
     records = [_records(run.splits.get(split)) for run in (base, eim)]

@@ -1,7 +1,6 @@
 """Captions a split with a finished model and scores it: all ranks share the work.
 
-Loads the export without DeepSpeed, so that generation is not slowed by gathering parameters, unless
-`evaluate.ds_config` asks for partitions. What is left on disk stands in `results.py`.
+How the model is loaded stands in `loading.py`, what is left on disk in `results.py`.
 """
 
 import logging
@@ -14,31 +13,21 @@ from typing import Any
 import torch
 
 from pipeline import checkpoint as ckpt
-from pipeline.assemble import (
-    CaptionModel,
-    build_caption_model,
-    check_adapters,
-    check_stop,
-    image_text_model,
-)
+from pipeline.assemble import CaptionModel, image_text_model
 from pipeline.captioning import caption_batches
-from pipeline.config import PHASES, Config
+from pipeline.config import Config
 from pipeline.data.collate import Batch
 from pipeline.data.loader import Pass, StepDataset, read_all
 from pipeline.data.plan import Plan
-from pipeline.dist import World, from_main, gather_json, on_main
-from pipeline.ds_config import read_ds_config, zero_stage
-from pipeline.engine import dtype_of, resolve_precision
-from pipeline.errors import ConfigError
+from pipeline.dist import World, from_main, gather_json
 from pipeline.evaluation.captions import check_metrics
+from pipeline.evaluation.loading import chosen_export, load_for_scoring
 from pipeline.evaluation.results import announce_spice, write_results
 from pipeline.evaluation.retrieval import recall_at_k
-from pipeline.exports import find_export
-from pipeline.objectives import ContrastiveTask, LanguageTask
-from pipeline.run import export_folder, finished_export
+from pipeline.objectives import ContrastiveTask
+from pipeline.run import export_folder
 from pipeline.splits import Split, caption_dataset, open_split, pair_dataset, share_of
 from pipeline.validation import language_metrics, retrieval_features, skipped_over_ranks
-from pipeline.zero import partition_for_inference, placement_for
 
 log = logging.getLogger("pipeline")
 
@@ -51,34 +40,20 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     settings = config.evaluate
     check_metrics(settings.metrics)
     announce_spice(settings)
-    export = _chosen_export(config, world)
+    export = chosen_export(config, world)
     split = open_split(config, settings.split)
-    precision = resolve_precision(config.precision, world.device)
-    dtype = dtype_of(precision)
-    chosen = settings.ds_config
-    loaded = {} if chosen is None else read_ds_config("evaluate", chosen)
-    partitioned = zero_stage(loaded) == 3
     log.info("evaluate      %s on %s (%d records)", export, settings.split, split.records)
     began = time.perf_counter()
-    built = build_caption_model(
-        config,
-        ckpt.ExportTensors(export),
-        {settings.split: split},
-        dtype=dtype,
-        placement=placement_for(loaded, precision, world),
-        world=world,
-    )
-    task = LanguageTask(built.model).eval()
-    if partitioned:
-        forward = partition_for_inference(task, loaded, precision, world)
-    else:
-        forward = task.to(world.device)
+    loaded = load_for_scoring(config, export, split, world)
+    built, dtype = loaded.built, loaded.dtype
     plan = split.in_order(settings.batch * world.size, settings.records)
     rows = _dataset(config, built, split, plan, world, "all")
     batches = Pass(rows, config.data.workers)()
-    loss = language_metrics(forward, batches, world, dtype)["loss"]
+    loss = language_metrics(loaded.forward, batches, world, dtype)["loss"]
     prompts = _dataset(config, built, split, plan, world, "none")
-    predictions, skipped = _captions(config, built, prompts, dtype, world, synced=partitioned)
+    predictions, skipped = _captions(
+        config, built, prompts, dtype, world, synced=loaded.partitioned
+    )
     recall = _retrieval(config, split, export, dtype, world)
     result: dict[str, Any] = {}
     if world.is_main:
@@ -86,31 +61,6 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
         result = write_results(config, split, plan, predictions, measured)
         log.info("evaluate      took %.0f s", time.perf_counter() - began)
     return dict(from_main(result, world))
-
-
-def _chosen_export(config: Config, world: World) -> Path:
-    """`evaluate.export`, or that of the last phase with an LM: a stopped one is never skipped."""
-    if config.evaluate.export is not None:
-        found: str = on_main(lambda: str(_named_export(config)), world)
-        return Path(found)
-    enabled = [name for name in PHASES[1:] if getattr(config, name).enabled]
-    if not enabled:
-        raise ConfigError(
-            "evaluate: neither st_align nor llm_tune is enabled in this recipe, so there is no "
-            "caption model; enable one"
-        )
-    return finished_export(
-        config, enabled[-1], world, wording=("evaluate scores", "evaluate.export")
-    )
-
-
-def _named_export(config: Config) -> Path:
-    """The export of `evaluate.export`; whether its tensors fit, loading them tells."""
-    export = find_export(Path(config.evaluate.export or ""), "evaluate.export")
-    ckpt.check_has_st(export)
-    check_adapters(config, export)
-    check_stop(config, export)
-    return export
 
 
 def _dataset(

@@ -20,12 +20,13 @@ from pipeline.config import Config, LavinConfig, LLMConfig, LLMTuneConfig, MMAda
 from pipeline.data.collate import LanguageBatch, to_device
 from pipeline.dist import World, gather_json
 from pipeline.ds_config import read_ds_config
-from pipeline.engine import Engine, placement_for
+from pipeline.engine import Engine
 from pipeline.models import lavin
 from pipeline.models.encoder import ImageEncoder
 from pipeline.models.multimodal import IGNORE, IMAGE_SLOT
 from pipeline.objectives import LanguageObjective, LanguageTask
 from pipeline.phases import Segment, part_groups
+from pipeline.zero import placement_for
 from tests.models import tiny
 
 STEPS = 4

@@ -17,10 +17,11 @@ from pipeline.config import Config, LlamaAdapterConfig, LLMConfig, LLMTuneConfig
 from pipeline.data.collate import LanguageBatch
 from pipeline.dist import World
 from pipeline.ds_config import read_ds_config
-from pipeline.engine import Engine, placement_for
+from pipeline.engine import Engine
 from pipeline.models import llama_adapter
 from pipeline.objectives import LanguageObjective, LanguageTask
 from pipeline.phases import Segment, part_groups
+from pipeline.zero import placement_for
 
 WIDTH, EOS, STEPS = 6, 36, 4
 VERSIONS = {

@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 from pipeline import dist
+from pipeline.evaluation.questions import answer_questions
 from pipeline.evaluation.runner import evaluate
 from pipeline.prerequisites import make_shards
 from pipeline.pretrain import pretrain
 from pipeline.recipe import load_recipe
 from pipeline.run import run_phase
 from pipeline.stage import configure_logging
+from pipeline.tasks import QUESTIONS
 
 
 def main() -> None:
@@ -31,7 +33,7 @@ def main() -> None:
         elif phase == "pretrain":
             pretrain(config, world)
         elif phase == "evaluate":
-            evaluate(config, world)
+            (answer_questions if config.data.task == QUESTIONS else evaluate)(config, world)
         else:
             run_phase(config, phase, world)
     dist.stop()

@@ -14,6 +14,7 @@ from pipeline.checkpoint import ExportTensors
 from pipeline.config import PHASES
 from pipeline.data.collate import LanguageBatch
 from pipeline.data.loader import Share, StepDataset
+from pipeline.evaluation.scienceqa import read_results
 from pipeline.models.llm import load_tokenizer
 from pipeline.recipe import load_recipe
 from pipeline.splits import Images, caption_dataset, open_training
@@ -46,6 +47,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         start = folder / "runs" / f"{family}-whole" / "st_align" / "export"
         saving = [f"llm_tune.init_from={start}", "llm_tune.activation_checkpointing=true"]
         two.append(("llm_tune", [recipe, f"name={family}-saving", *saving]))
+        tuned = f"evaluate.export={folder / 'runs' / f'{family}-whole' / 'llm_tune' / 'export'}"
+        scored = ("evaluate", [recipe, f"name={family}-scored", tuned, "evaluate.batch=3"])
+        two.append(("evaluate", [recipe, f"name={family}-whole", f"evaluate.ds_config={tight}"]))
+        one.append(scored)
         for ranks, plan in ((2, two), (1, one)):
             path = folder / f"plan{ranks}.json"
             path.write_text(json.dumps(plan))
@@ -137,3 +142,13 @@ def test_every_part_that_trains_changes(runs: Path, family: str) -> None:
     assert not moved or any(not torch.equal(adapted[name], tuned[name]) for name in moved)
     fresh = [each for name, each in tuned.items() if name.endswith((".gate", ".up.0.weight"))]
     assert fresh and all(bool(each.any()) for each in fresh)  # they start at zero
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_partitioned_ranks_answer_as_one_without_deepspeed(runs: Path, family: str) -> None:
+    folders = [runs / f"{family}-{name}" / "evaluate" / "test" for name in ("whole", "scored")]
+    two, one = (read_results(folder / "results.json") for folder in folders)
+    assert two == one and len(one) == 10
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
+    assert metrics[0]["benchmark"] == metrics[1]["benchmark"]
+    assert metrics[0]["loss"] == pytest.approx(metrics[1]["loss"], rel=1e-5)
