@@ -33,7 +33,7 @@ def test_a_plan_is_printed_once_and_leaves_nothing(
     [
         ("encoder_adapt", "encoder_adapt.global_batch=64", "holds 40 records"),
         ("llm_tune", "data.val_split=vla", "there are test, train, val"),
-        ("evaluate", "st.prefix_length=900", "exceed the context of 128"),
+        ("evaluate", "st.prefix_length=900", "exceed the language model's context of 128"),
     ],
 )
 def test_a_wrong_recipe_is_one_line_and_code_2(
