@@ -31,6 +31,7 @@ from pipeline.preflight import problems
 from pipeline.prerequisites import shards_missing, unmade
 from pipeline.pretrain import recipes_of_pretraining
 from pipeline.run import export_folder
+from pipeline.tasks import QUESTIONS
 
 # Records of a split that nobody knows: only ratios of steps come from it.
 _NOMINAL = 10**6
@@ -214,17 +215,32 @@ def _evaluation(config: Config, world: World, plans: Sequence[PhasePlan]) -> lis
     calls = None if records is None else -(-records // (settings.batch * world.size))
     export = export_folder(config, plans[-1].name) if plans else settings.export
     weights = f", {size(export_size(plans))}" if plans and plans[-1].counts else ""
-    java = "found" if shutil.which("java") else "missing"
-    return [
+    rows = [
         ("model", f"{export}{weights}" if export else f"{UNKNOWN}: no phase makes a caption model"),
         ("split", f"{settings.split}: {split.detail}"),
         ("records", count(records)),
-        (
-            "captions",
-            f"{count(calls)} calls of {settings.batch} images on each of "
-            f"{plural(world.size, 'rank')}, {plural(settings.beams, 'beam')}, at most "
-            f"{settings.max_new_tokens} tokens",
-        ),
+    ]
+    shared = (
+        f"{count(calls)} calls of {settings.batch} records on each of {plural(world.size, 'rank')}"
+    )
+    tell = _answering if config.data.task == QUESTIONS else _captioning
+    return [*rows, *tell(config, shared)]
+
+
+def _answering(config: Config, shared: str) -> list[tuple[str, str]]:
+    return [
+        ("answers", f"{shared}: the likeliest option, one forward pass for a question"),
+        ("also", "loss and perplexity of the true answers"),
+        ("scores", "accuracy by subject, context and grade, as the benchmark counts"),
+        ("writes", f"results.json and metrics.json in {output_folder(config)}"),
+    ]
+
+
+def _captioning(config: Config, shared: str) -> list[tuple[str, str]]:
+    settings, java = config.evaluate, "found" if shutil.which("java") else "missing"
+    beams = f"{plural(settings.beams, 'beam')}, at most {settings.max_new_tokens} tokens"
+    return [
+        ("captions", f"{shared}, {beams}"),
         ("also", "loss and perplexity of the true captions; recall of images and texts"),
         ("metrics", f"{', '.join(settings.metrics) or 'none'} (Java is {java})"),
         ("writes", f"predictions.jsonl, metrics.json and samples.png in {output_folder(config)}"),
