@@ -66,6 +66,8 @@ def say_plan(explain: Explain | None, config: Config) -> None:
     if explain is None:
         raise ConfigError("plan=true: this stage has no plan; leave it out to run the stage")
     world = dist.planned(config.plan_ranks)
+    # That the hub cannot be reached is one of the plan's own lines, not a page of retries.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     if world.is_main:
         sys.stdout.write(explain(config, world))
 

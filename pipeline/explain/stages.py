@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.results import output_folder
 from pipeline.explain.course import PhasePlan
 from pipeline.explain.data import Outlook, outlook, training_outlook
-from pipeline.explain.parts import with_sketches
+from pipeline.explain.parts import unmade_weights, with_sketches
 from pipeline.explain.phase import (
     export_size,
     parameter_table,
@@ -48,7 +48,7 @@ def explain_phase(config: Config, world: World, name: str) -> str:
         parts = [
             _heading(f"stages/{name}.py", config, world, precision),
             _way(config, found, train, stage=name),
-            _not_ready(sketched, unmade(config), world, name),
+            _not_ready(_judged(config, sketched), unmade(config), world, name),
             parameter_table(plans) if any(plan.counts for plan in plans) else "",
             phase_text(sketched, plans[-1], plans, train, world, precision),
             resolved_recipe(config),
@@ -67,7 +67,7 @@ def explain_evaluate(config: Config, world: World) -> str:
         parts = [
             _heading("stages/evaluate.py", config, world, precision),
             _way(config, found, train, stage="evaluate"),
-            _not_ready(sketched, unmade(config), world, "evaluate"),
+            _not_ready(_judged(config, sketched), unmade(config), world, "evaluate"),
             parameter_table(plans) if any(plan.counts for plan in plans) else "",
             section("evaluate", _evaluation(config, world, plans)),
             resolved_recipe(config),
@@ -183,6 +183,11 @@ def _weights(config: Config) -> list[tuple[str, str]]:
         made = " and ".join(str(out / each) for each in missing)
         rows.append(("made first", f"{made}, by pre-training (see stages/pretrain.py --plan)"))
     return rows
+
+
+def _judged(config: Config, sketched: Config) -> Config:
+    """The recipe to find faults in: sketches stand in for weights that it makes, for no others."""
+    return sketched if unmade_weights(config) else config
 
 
 def _not_ready(config: Config, missing: set[str], world: World, until: str) -> str:
