@@ -20,7 +20,7 @@ from pipeline.engine import Engine
 from pipeline.losses import alignment_loss, contrastive_loss, language_loss, sigmoid_loss
 from pipeline.models.encoder import hold_batch_norm
 from pipeline.models.lora import stable_name
-from pipeline.models.multimodal import MultimodalLM
+from pipeline.models.multimodal import MultimodalLM, MultimodalOutput
 
 # The inverse temperature's upper bound: Radford et al., 2021, section 2.5.
 _HOTTEST = 100.0
@@ -52,18 +52,24 @@ class LanguageTask(Task):
 
     def forward(self, batch: LanguageBatch) -> tuple[Tensor, Tensor]:
         """(sum of the token losses, sum of the alignment terms) of a micro-batch."""
-        out = self.model(
-            images=batch.images,
-            features=batch.features,
-            image_rows=batch.image_rows,
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            labels=batch.labels,
-            weights=batch.weights,
-        )
+        out = outputs_of(self.model, batch)
         smoothing = self.label_smoothing if self.training else 0.0
         loss = language_loss(out.logits, out.labels, out.weights, label_smoothing=smoothing)
         return loss, alignment_loss(out.prefix_mean, out.text_mean, out.row_weights)
+
+
+def outputs_of(model: MultimodalLM, batch: LanguageBatch) -> MultimodalOutput:
+    """What a model says of a micro-batch, on the batch's device."""
+    out: MultimodalOutput = model(
+        images=batch.images,
+        features=batch.features,
+        image_rows=batch.image_rows,
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        labels=batch.labels,
+        weights=batch.weights,
+    )
+    return out
 
 
 class ContrastiveTask(Task):

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.prompts import IGNORE, Row
-
-NO_OPTION = -1
+from pipeline.evaluation.options import option_table
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class LanguageBatch:
     keys: tuple[str, ...] = ()
     cut: int = 0  # rows whose text was longer than allowed
     owner: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # (R,) in keys
-    options: Tensor | None = None  # (R, O) token ids to be scored, NO_OPTION where there are fewer
+    options: Tensor | None = None  # (R, O) token ids to be scored, NONE where there are fewer
 
     def text_positions(self) -> tuple[int, int]:
         """Positions that hold a token or an image slot, and all positions."""
@@ -192,10 +191,7 @@ class ContrastiveCollator:
 
 def _options(rows: Sequence[Sequence[int]]) -> Tensor | None:
     """The rows' options as one table; None where no row has any."""
-    most = max(map(len, rows))
-    if not most:
-        return None
-    return torch.tensor([[*ids, *[NO_OPTION] * (most - len(ids))] for ids in rows])
+    return option_table([[[each] for each in row] for row in rows]) if any(rows) else None
 
 
 def text_id(text: str) -> int:

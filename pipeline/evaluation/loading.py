@@ -14,6 +14,8 @@ import torch
 from pipeline import checkpoint as ckpt
 from pipeline.assemble import CaptionModel, build_caption_model, check_adapters, check_stop
 from pipeline.config import PHASES, Config
+from pipeline.data.loader import StepDataset
+from pipeline.data.plan import Plan
 from pipeline.dist import World, on_main
 from pipeline.ds_config import read_ds_config, zero_stage
 from pipeline.engine import dtype_of, resolve_precision
@@ -21,7 +23,7 @@ from pipeline.errors import ConfigError
 from pipeline.exports import find_export
 from pipeline.objectives import LanguageTask
 from pipeline.run import finished_export
-from pipeline.splits import Split
+from pipeline.splits import Split, caption_dataset, share_of
 from pipeline.zero import partition_for_inference, placement_for
 
 
@@ -57,6 +59,21 @@ def load_for_scoring(config: Config, export: Path, split: Split, world: World) -
         forward = partition_for_inference(task, ds_config, precision, world)
         return Loaded(built, forward, dtype, partitioned=True)
     return Loaded(built, task.to(world.device), dtype, partitioned=False)
+
+
+def rows_to_score(
+    config: Config, built: CaptionModel, split: Split, plan: Plan, world: World, captions: str
+) -> StepDataset:
+    """This rank's rows of `evaluate.split`; captions: which ones, see `splits.caption_dataset`."""
+    return caption_dataset(
+        config,
+        split,
+        plan,
+        built.images[config.evaluate.split],
+        built.tokenizer,
+        share_of(world, config.evaluate.batch),
+        captions=captions,
+    )
 
 
 def chosen_export(config: Config, world: World) -> Path:

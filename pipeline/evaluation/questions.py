@@ -16,19 +16,20 @@ from torch import Tensor
 
 from pipeline import checkpoint as ckpt
 from pipeline.config import Config
-from pipeline.data.collate import NO_OPTION, LanguageBatch, to_device
+from pipeline.data.collate import LanguageBatch, to_device
 from pipeline.data.faults import ContentFault
-from pipeline.data.loader import Pass, StepDataset
+from pipeline.data.loader import Pass
 from pipeline.data.plan import Plan, items_in_order
 from pipeline.data.prompts import IGNORE
 from pipeline.dist import World, from_main, gather_json, sum_over_ranks
 from pipeline.errors import ConfigError
-from pipeline.evaluation.loading import Loaded, chosen_export, load_for_scoring
-from pipeline.evaluation.options import choose, next_token_scores, sequence_scores
+from pipeline.evaluation.loading import Loaded, chosen_export, load_for_scoring, rows_to_score
+from pipeline.evaluation.options import NONE, choose, next_token_scores, sequence_scores
 from pipeline.evaluation.results import output_folder
 from pipeline.evaluation.scienceqa import Scores, score, write_results
 from pipeline.models.multimodal import MultimodalOutput
-from pipeline.splits import Split, caption_dataset, open_split, share_of
+from pipeline.objectives import outputs_of
+from pipeline.splits import Split, open_split
 from pipeline.tasks import question_format
 from pipeline.validation import language_metrics, skipped_over_ranks
 
@@ -64,9 +65,13 @@ def answer_questions(config: Config, world: World) -> dict[str, Any]:
     began = time.perf_counter()
     loaded = load_for_scoring(config, export, split, world)
     plan = split.in_order(settings.batch * world.size, settings.records)
-    explained = Pass(_rows(config, loaded, split, plan, world, "all"), config.data.workers)
+    explained = Pass(
+        rows_to_score(config, loaded.built, split, plan, world, "all"), config.data.workers
+    )
     loss = language_metrics(loaded.forward, explained(), world, loaded.dtype)["loss"]
-    asked = Pass(_rows(config, loaded, split, plan, world, "options"), config.data.workers)
+    asked = Pass(
+        rows_to_score(config, loaded.built, split, plan, world, "options"), config.data.workers
+    )
     answers = _gathered(_choose(loaded, asked, world), world)
     skipped = skipped_over_ranks(asked.faults, world)
     result: dict[str, Any] = {}
@@ -77,20 +82,6 @@ def answer_questions(config: Config, world: World) -> dict[str, Any]:
     return dict(from_main(result, world))
 
 
-def _rows(
-    config: Config, loaded: Loaded, split: Split, plan: Plan, world: World, kind: str
-) -> StepDataset:
-    return caption_dataset(
-        config,
-        split,
-        plan,
-        loaded.built.images[config.evaluate.split],
-        loaded.built.tokenizer,
-        share_of(world, config.evaluate.batch),
-        captions=kind,
-    )
-
-
 @torch.no_grad()
 def _choose(loaded: Loaded, asked: Pass, world: World) -> Answers:
     """This rank's answers; as many forward passes on every rank, dummies included."""
@@ -98,15 +89,7 @@ def _choose(loaded: Loaded, asked: Pass, world: World) -> Answers:
     for batch in asked():
         moved = to_device(batch, world.device, loaded.dtype)
         assert isinstance(moved, LanguageBatch)
-        out = loaded.built.model(
-            images=moved.images,
-            features=moved.features,
-            image_rows=moved.image_rows,
-            input_ids=moved.input_ids,
-            attention_mask=moved.attention_mask,
-            labels=moved.labels,
-            weights=moved.weights,
-        )
+        out = outputs_of(loaded.built.model, moved)
         answers.token_forwards += int(moved.attention_mask.sum())
         if moved.keys:
             for owner, index, tied in _compared(out, moved):
@@ -120,7 +103,7 @@ def _compared(out: MultimodalOutput, batch: LanguageBatch) -> Iterator[tuple[int
     target = batch.labels[:, 1:] != IGNORE  # (R, T - 1)
     together = torch.zeros_like(batch.owner, dtype=torch.bool)  # (R,) all options in one place
     if batch.options is not None:
-        together = batch.options[:, 0] != NO_OPTION
+        together = batch.options[:, 0] != NONE
         logits = out.logits[together[target.nonzero()[:, 0]]]
         scores = next_token_scores(logits, batch.options[together])
         yield from _chosen(batch.owner[together], scores)

@@ -18,15 +18,14 @@ from pipeline.captioning import caption_batches
 from pipeline.config import Config
 from pipeline.data.collate import Batch
 from pipeline.data.loader import Pass, StepDataset, read_all
-from pipeline.data.plan import Plan
 from pipeline.dist import World, from_main, gather_json
 from pipeline.evaluation.captions import check_metrics
-from pipeline.evaluation.loading import chosen_export, load_for_scoring
+from pipeline.evaluation.loading import chosen_export, load_for_scoring, rows_to_score
 from pipeline.evaluation.results import announce_spice, write_results
 from pipeline.evaluation.retrieval import recall_at_k
 from pipeline.objectives import ContrastiveTask
 from pipeline.run import export_folder
-from pipeline.splits import Split, caption_dataset, open_split, pair_dataset, share_of
+from pipeline.splits import Split, open_split, pair_dataset, share_of
 from pipeline.validation import language_metrics, retrieval_features, skipped_over_ranks
 
 log = logging.getLogger("pipeline")
@@ -47,10 +46,10 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     loaded = load_for_scoring(config, export, split, world)
     built, dtype = loaded.built, loaded.dtype
     plan = split.in_order(settings.batch * world.size, settings.records)
-    rows = _dataset(config, built, split, plan, world, "all")
+    rows = rows_to_score(config, built, split, plan, world, "all")
     batches = Pass(rows, config.data.workers)()
     loss = language_metrics(loaded.forward, batches, world, dtype)["loss"]
-    prompts = _dataset(config, built, split, plan, world, "none")
+    prompts = rows_to_score(config, built, split, plan, world, "none")
     predictions, skipped = _captions(
         config, built, prompts, dtype, world, synced=loaded.partitioned
     )
@@ -61,20 +60,6 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
         result = write_results(config, split, plan, predictions, measured)
         log.info("evaluate      took %.0f s", time.perf_counter() - began)
     return dict(from_main(result, world))
-
-
-def _dataset(
-    config: Config, built: CaptionModel, split: Split, plan: Plan, world: World, captions: str
-) -> StepDataset:
-    return caption_dataset(
-        config,
-        split,
-        plan,
-        built.images[config.evaluate.split],
-        built.tokenizer,
-        share_of(world, config.evaluate.batch),
-        captions=captions,
-    )
 
 
 def _captions(
