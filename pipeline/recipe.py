@@ -1,6 +1,6 @@
 """Loads a recipe: YAML and `key=value` overrides become a checked `Config`.
 
-Precedence: the defaults of `pipeline/config.py`, those of the task, then the recipe file, then the
+Precedence: the defaults of `pipeline/config/`, those of the task, then the recipe file, then the
 command line. What can be checked without loading a model is checked here. Assumes an editable
 install: recipes lie in the repository's `stages/recipes/`.
 """
@@ -160,7 +160,7 @@ def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
                 "variable of the environment has none ($HOME)"
             ) from error
         raise ConfigError(
-            f"{key}: {one_line(error)}; see pipeline/config.py for its type"
+            f"{key}: {one_line(error)}; see pipeline/config/ for its type"
         ) from error
 
 

@@ -12,7 +12,7 @@ def resolved_recipe(config: Config) -> str:
     """The recipe's values that are not the defaults, as YAML."""
     chosen = _differences(replace(config, plan=False, plan_ranks=None))
     text = yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None, width=90).rstrip()
-    title = "The recipe, as resolved: what differs from the defaults in pipeline/config.py"
+    title = "The recipe, as resolved: what differs from the defaults in pipeline/config/"
     return "\n".join([title, *(f"  {line}" for line in text.splitlines())])
 
 
