@@ -20,3 +20,4 @@ class Progress:
     seconds: float = 0.0
     train_loss: float | None = None
     validation: dict[str, dict[str, float]] = field(default_factory=dict)  # start, end
+    validated_at: int = 0  # the step of validation["end"]

@@ -20,15 +20,18 @@ from pipeline.callbacks.checkpoint import Checkpointer
 from pipeline.callbacks.evaluate import Evaluator
 from pipeline.callbacks.monitor import Board, Monitor
 from pipeline.callbacks.preempt import Preempt
+from pipeline.callbacks.requests import RequestFile
 from pipeline.callbacks.settle import Settle
 from pipeline.config import Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.data.loader import iterate
-from pipeline.dist import World, from_main, wait_for_all
+from pipeline.dist import World, wait_for_all
 from pipeline.engine import resolve_precision
 from pipeline.export_files import ExportTensors, save_export
 from pipeline.models.lora import is_adapter
 from pipeline.phases import Segment, learning_rate
 from pipeline.progress import Progress
+from pipeline.retention import retention_of
+from pipeline.saving import Saver
 from pipeline.setup import Setup, set_up
 from pipeline.trainer import Trainer
 
@@ -95,11 +98,10 @@ class SegmentRun:
 
     def _resume(self, setup: Setup, progress: Progress) -> Progress:
         folder = self.folder / "checkpoints"
-        found = ckpt.newest_checkpoint(folder, self.segment.start, self.segment.stop - 1)
-        name = from_main(None if found is None else found.name, self.world)
-        if name is None:
+        first, last = self.segment.start, self.segment.stop - 1
+        newest = ckpt.choose_checkpoint(folder, first, last, self.world)
+        if newest is None:
             return progress
-        newest = folder / name
         loaded = ckpt.load_checkpoint(newest, setup.engine, self.fingerprint)
         log.info("%-13s goes on from %s", self.name, newest)
         return loaded
@@ -136,11 +138,21 @@ class SegmentRun:
                 show=setup.probe.show,
             ),
             Checkpointer(
-                self.folder / "checkpoints",
-                self.fingerprint,
+                self._saver(setup),
+                board,
+                RequestFile("SAVE", (self.folder, self.folder.parent), self.world),
                 every=phase.checkpoint_every,
-                keep=phase.keep_checkpoints,
+                attempts=self.config.checkpoints.attempts,
             ),
+        )
+
+    def _saver(self, setup: Setup) -> Saver:
+        return Saver(
+            self.folder / "checkpoints",
+            setup.engine,
+            self.fingerprint,
+            settings=self.config.checkpoints,
+            retention=retention_of(self.phase),
         )
 
     def _max_bad_records(self, setup: Setup) -> Callable[[int], float]:

@@ -10,7 +10,6 @@ import torch
 
 from pipeline.config import Config, EncoderAdaptConfig
 from pipeline.ds_config import read_ds_config
-from pipeline.durable import write_json
 from pipeline.engine import layout_of
 from pipeline.explain.activations import kept_bytes, language_activations
 from pipeline.explain.budget import need
@@ -31,6 +30,7 @@ from pipeline.run import fingerprint_of_phase
 from tests.helpers import REPOSITORY
 from tests.models.tiny import gpt2, multimodal
 from tests.small import build
+from tests.stored import put_checkpoint
 from tests.tiny import write_recipe
 
 STAGES = ("prepare", "pretrain", "encoder_adapt", "st_align", "llm_tune", "evaluate", "report")
@@ -190,11 +190,8 @@ def test_a_phase_starts_resumes_is_finished_or_refused(there: Config, tmp_path: 
     folder = Path(config.runs) / config.name / "encoder_adapt"
     assert phase_standing(config).state == STARTS
     fingerprint = fingerprint_of_phase(config, "encoder_adapt", ALONE, remember=False)
-    checkpoint = folder / "checkpoints" / "step-000002"
-    checkpoint.mkdir(parents=True)
     layout = layout_of(read_ds_config("test", config.encoder_adapt.ds_config), "fp32")
-    state = {"fingerprint": fingerprint, "ranks": 1, "layout": layout, "progress": {"step": 2}}
-    write_json(checkpoint / "state.json", state)
+    put_checkpoint(folder / "checkpoints", 2, fingerprint=fingerprint, ranks=1, layout=layout)
     resumed = phase_standing(config)
     assert resumed.state == RESUMES and "at step 2 from" in resumed.detail
     assert "start with 1" in phase_standing(config, ranks=2).detail

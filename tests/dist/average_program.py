@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from pipeline import dist
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.config import PhaseConfig
+from pipeline.checkpoint import load_checkpoint
+from pipeline.config import CheckpointsConfig, PhaseConfig
 from pipeline.engine import Engine, dtype_of
 from pipeline.phases import Group
 from pipeline.progress import Progress
+from pipeline.retention import Retention
+from pipeline.saving import Saver
 from tests.tiny import TIGHT_ZERO3
 
 DECAY, STEPS, HALF = 0.7, 5, 2
@@ -68,7 +70,7 @@ def one(stage: int, precision: str, folder: Path, world: dist.World) -> dict[str
     engine = build(stage, precision, folder, world)
     for number in range(HALF):
         step(engine, number, precision)
-    path = save_checkpoint(folder / f"{stage}-{precision}", engine, Progress(HALF), "f", keep=1)
+    path = save(folder / f"{stage}-{precision}", engine, Progress(HALF))
     engine.close()
     engine = build(stage, precision, folder, world)
     load_checkpoint(path, engine, "f")
@@ -86,6 +88,16 @@ def one(stage: int, precision: str, folder: Path, world: dist.World) -> dict[str
         "resumed": float(all(torch.equal(whole[n], resumed[n]) for n in whole)),
         "forward": float((plain(probe).float() - after).detach().abs().max()),
     }
+
+
+def save(folder: Path, engine: Engine, progress: Progress) -> Path:
+    """Writes a checkpoint and waits until it is complete."""
+    settings, retention = CheckpointsConfig(), Retention(last=1)
+    saver = Saver(folder, engine, "f", settings=settings, retention=retention)
+    saver.begin(progress)
+    saved = saver.finish()
+    assert saved is not None and saved.failure is None
+    return saved.path
 
 
 def build_plain(trained: dict[str, torch.Tensor], precision: str) -> nn.Module:
