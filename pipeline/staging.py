@@ -48,8 +48,8 @@ def fresh(folder: Path) -> None:
 
 def _roomy(place: Path, run: Path, needed: float) -> bool:
     try:
-        disk = existing(place)
-        other = disk.stat().st_dev != existing(run).stat().st_dev
+        disk = place.parent
+        other = disk.is_dir() and disk.stat().st_dev != existing(run).stat().st_dev
         return other and shutil.disk_usage(disk).free > _SPARE * needed
     except OSError:
         return False
