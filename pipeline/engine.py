@@ -17,7 +17,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.tensor_fragment import fragment_address
@@ -29,7 +29,13 @@ from pipeline.config import PhaseConfig
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.phases import Group, split_by_decay
+from pipeline.slices import Flat
 from pipeline.zero import full_size, join, quiet, writable
+
+TAG = "engine"  # of what DeepSpeed writes: a folder within a checkpoint's
+
+# What its files hold besides tensors and plain values; nothing else is unpickled.
+SAFE = (ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address)
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -155,7 +161,7 @@ class Engine:
         """Writes what trains and its optimizer state into `folder`, all ranks together."""
         with quiet():
             self._engine.save_checkpoint(
-                str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True
+                str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
             )
 
     def load(self, folder: Path) -> None:
@@ -163,15 +169,31 @@ class Engine:
 
         Raises CheckpointError when the files hold anything else or cannot be read.
         """
-        safe = [ZeroStageEnum, LossScaler, fragment_address]
         try:
-            with quiet(), _weights_only(), torch.serialization.safe_globals(safe):
-                self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+            with quiet(), _weights_only(), torch.serialization.safe_globals(list(SAFE)):
+                self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
         except (UnpicklingError, EOFError, OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"checkpoint {folder} is damaged or not ours ({error}); delete that folder, the "
                 "same command goes on from the one before"
             ) from error
+
+    def flat_groups(self) -> list[Flat]:
+        """The optimizer's flat tensors as this number of ranks has them, under ZeRO.
+
+        DeepSpeed writes the same into its checkpoints (`param_shapes`).
+        """
+        optimizer = self._engine.optimizer
+        slices = (
+            optimizer.fp32_partitioned_groups_flat
+            if self.stage == 3
+            else optimizer.single_partition_of_fp32_groups
+        )
+        shapes = self._engine._get_zero_param_shapes()
+        return [
+            Flat({name: shape.numel() for name, shape in each.items()}, own.numel())
+            for each, own in zip(shapes, slices, strict=True)
+        ]
 
     def settle(self, blend: Blend = as_trained) -> None:
         """Makes the module what its export will be: for after the last step, on every rank.

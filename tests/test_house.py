@@ -29,7 +29,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     3: ("data", "models"),
     4: ("losses", "phases", "averages", "tasks"),
-    5: ("zero", "engine", "checkpoint", "memory"),
+    5: ("zero", "slices", "engine", "repartition", "identity", "checkpoint", "memory"),
     6: ("objectives", "validation", "captioning"),
     7: ("trainer", "callbacks", "splits", "assemble"),
     8: ("evaluation", "chat", "interchange"),
