@@ -28,6 +28,7 @@ from pipeline.averages import Blend, MovingAverage, as_trained
 from pipeline.config import PhaseConfig
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.hashes import fingerprint_of
 from pipeline.phases import Group, split_by_decay
 from pipeline.slices import Flat
 from pipeline.zero import full_size, join, quiet, writable
@@ -105,6 +106,7 @@ class Engine:
         self._trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.trained_parameters = sum(full_size(p) for _, p in self._trained)
         self.all_parameters = sum(full_size(p) for p in module.parameters())
+        self.trains = _what_trains(self._trained, self.groups)
         config = ds.complete(
             loaded,
             clip_norm=phase.clip_norm,
@@ -114,7 +116,13 @@ class Engine:
         )
         join()
         with quiet():
-            optimizer = _adamw(self.groups, phase)
+            self._settings = _settings(self.groups, phase)
+            optimizer = torch.optim.AdamW(
+                [
+                    {"params": each.parameters, "lr": phase.lr * each.lr_scale, **own}
+                    for each, own in zip(self.groups, self._settings, strict=True)
+                ]
+            )
             self._engine: Any = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )[0]
@@ -172,6 +180,8 @@ class Engine:
         try:
             with quiet(), _weights_only(), torch.serialization.safe_globals(list(SAFE)):
                 self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+            for group, own in zip(self._engine.optimizer.param_groups, self._settings, strict=True):
+                group.update(own)  # the recipe of now decides
         except (UnpicklingError, EOFError, OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"checkpoint {folder} is damaged or not ours ({error}); delete that folder, the "
@@ -233,16 +243,33 @@ class Engine:
             self._engine.destroy()
 
 
-def _adamw(groups: Sequence[Group], phase: PhaseConfig) -> torch.optim.AdamW:
-    options = [
+def _settings(groups: Sequence[Group], phase: PhaseConfig) -> list[dict[str, Any]]:
+    """Of each group, for the optimizer; all but the learning rate, which every step sets."""
+    betas = (phase.betas[0], phase.betas[1])
+    return [
         {
-            "params": each.parameters,
-            "lr": phase.lr * each.lr_scale,
             "weight_decay": phase.weight_decay if each.decays else 0.0,
+            "betas": betas,
+            "eps": phase.eps,
         }
         for each in groups
     ]
-    return torch.optim.AdamW(options, betas=(phase.betas[0], phase.betas[1]), eps=phase.eps)
+
+
+def _what_trains(
+    trained: Sequence[tuple[str, nn.Parameter]], groups: Sequence[Group]
+) -> dict[str, Any]:
+    """What a checkpoint must have been written of to be loaded: names, shapes, groups; hashed."""
+    names = {parameter: name for name, parameter in trained}
+    listing = [
+        [(names[p], list(getattr(p, "ds_shape", p.shape))) for p in each.parameters]
+        for each in groups
+    ]
+    return {
+        "parameters": sum(full_size(p) for _, p in trained),
+        "groups": len(listing),
+        "hash": fingerprint_of(listing),
+    }
 
 
 def _masters(optimizer: Any, groups: Sequence[Group]) -> dict[nn.Parameter, torch.Tensor]:

@@ -19,4 +19,5 @@ class Progress:
     steps_skipped: int = 0
     seconds: float = 0.0
     train_loss: float | None = None
+    changes: list[str] = field(default_factory=list)  # gone on with knowingly: step, what, how
     validation: dict[str, dict[str, float]] = field(default_factory=dict)  # start, end

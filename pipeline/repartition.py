@@ -13,7 +13,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -47,7 +47,12 @@ def for_ranks_of(engine: Engine, path: Path, written_by: int) -> Iterator[Path]:
         return
     target = path.with_name(f".writing-{path.name}-for-{world.size}-ranks")
     if world.is_main:
-        log.info("%s is rewritten: %d rank(s) have made it, now there are %d", path, written_by, world.size)
+        log.info(
+            "%s is rewritten: %d rank(s) have made it, now there are %d",
+            path,
+            written_by,
+            world.size,
+        )
         shutil.rmtree(target, ignore_errors=True)
     wait_for_all(world)
     began = time.perf_counter()
@@ -79,7 +84,9 @@ def _rewrite(engine: Engine, source: Path, target: Path, written_by: int) -> str
         torch.save(made, target / saved.optimizer_file.replace("rank_0", f"rank_{world.rank}", 1))
         if into.by_parameter or world.is_main:
             model = {**saved.model, "dp_world_size": world.size}
-            torch.save(model, target / saved.model_file.replace("pp_rank_0", f"pp_rank_{world.rank}"))
+            torch.save(
+                model, target / saved.model_file.replace("pp_rank_0", f"pp_rank_{world.rank}")
+            )
     except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
         return f"{type(error).__name__}: {error}"
     except CheckpointError as error:
@@ -116,10 +123,11 @@ class _Saved:
         state: dict[int, dict[str, Any]] = {}
         origins = [places[next(iter(flat.sizes))].flat for flat in into.flats]
         for number, (flat, origin) in enumerate(zip(into.flats, origins, strict=True)):
+            # A copy of what is no slice (the step): the optimizer counts in place, for each alone.
             state[number] = {
                 key: cut_again(self._by_flat(key), places, into, rank, flat)
                 if value.dim()
-                else value
+                else value.clone()
                 for key, value in self._state(0).get(origin, {}).items()
             }
         lists = [each[self._weights] for each in self._ranks]
@@ -129,9 +137,7 @@ class _Saved:
         members = [
             [n for n, origin in enumerate(origins) if origin in group["params"]] for group in groups
         ]
-        regrouped = [
-            {**group, "params": own} for group, own in zip(groups, members, strict=True)
-        ]
+        regrouped = [{**group, "params": own} for group, own in zip(groups, members, strict=True)]
         kept = {key: each for key, each in self._ranks[0].items() if key not in _STALE}
         inner = {"state": state, "param_groups": regrouped}
         return {**self._file, _WHOLE: {**kept, self._inner: inner, self._weights: flats}}

@@ -26,9 +26,11 @@ from pipeline.data.loader import iterate
 from pipeline.dist import World, from_main, wait_for_all
 from pipeline.engine import resolve_precision
 from pipeline.export_files import ExportTensors, save_export
+from pipeline.identity import Identity
 from pipeline.models.lora import is_adapter
 from pipeline.phases import Segment, learning_rate
 from pipeline.progress import Progress
+from pipeline.resume import load_checkpoint
 from pipeline.setup import Setup, set_up
 from pipeline.trainer import Trainer
 
@@ -45,12 +47,12 @@ class SegmentRun:
         segment: Segment,
         total: int,
         folder: Path,
-        fingerprint: str,
+        identity: Identity,
         world: World,
     ) -> None:
         self.config, self.name, self.segment, self.total = config, name, segment, total
         self.phase: PhaseConfig = getattr(config, name)
-        self.folder, self.fingerprint, self.world = folder, fingerprint, world
+        self.folder, self.identity, self.world = folder, identity, world
         self.precision = resolve_precision(config.precision, world.device)
         self.stop_reason: str | None = None
         self.trained_parameters = 0
@@ -100,8 +102,11 @@ class SegmentRun:
         if name is None:
             return progress
         newest = folder / name
-        loaded = ckpt.load_checkpoint(newest, setup.engine, self.fingerprint)
+        changes = self.config.resume_with_changes
+        loaded = load_checkpoint(newest, setup.engine, self.identity, with_changes=changes)
         log.info("%-13s goes on from %s", self.name, newest)
+        for each in loaded.changes:
+            log.info("%-13s changed on the way: %s", self.name, each)
         return loaded
 
     def _announce(self, setup: Setup, progress: Progress) -> None:
@@ -137,7 +142,7 @@ class SegmentRun:
             ),
             Checkpointer(
                 self.folder / "checkpoints",
-                self.fingerprint,
+                self.identity,
                 every=phase.checkpoint_every,
                 keep=phase.keep_checkpoints,
             ),
@@ -160,7 +165,8 @@ class SegmentRun:
             }
             tensors |= setup.task.exported(trained)
             details = {
-                "fingerprint": self.fingerprint,
+                "fingerprint": self.identity.fingerprint,
+                "identity": self.identity.as_json(),
                 "phase": self.name,
                 "lora": asdict(self.config.llm.lora) if any(map(is_adapter, tensors)) else None,
             }

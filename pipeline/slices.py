@@ -97,8 +97,8 @@ def cut_again(
 ) -> Tensor:
     """One flat tensor's slice (length,) of one of `into`'s ranks, out of those of other ranks.
 
-    slices: by flat tensor, of every rank, as they were cut. places: of the parameters in them. What is
-    padding becomes zero.
+    slices: by flat tensor, of every rank, as they were cut. places: of the parameters in them.
+    Padding is zero.
     """
     made = torch.zeros(flat.length, dtype=next(iter(slices.values()))[0].dtype)
     position = 0

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from pipeline.checkpoint import save_checkpoint
+from pipeline.identity import Identity
 from pipeline.trainer import StepRecord, Trainer
 
 log = logging.getLogger("pipeline")
@@ -12,8 +13,8 @@ log = logging.getLogger("pipeline")
 class Checkpointer:
     """Knows where checkpoints go and which recipe they belong to."""
 
-    def __init__(self, folder: Path, fingerprint: str, *, every: int, keep: int) -> None:
-        self._folder, self._fingerprint = folder, fingerprint
+    def __init__(self, folder: Path, identity: Identity, *, every: int, keep: int) -> None:
+        self._folder, self._identity = folder, identity
         self._every, self._keep = every, keep
         self._saved_at = -1
 
@@ -33,7 +34,7 @@ class Checkpointer:
 
     def _save(self, trainer: Trainer) -> None:
         path = save_checkpoint(
-            self._folder, trainer.engine, trainer.progress, self._fingerprint, keep=self._keep
+            self._folder, trainer.engine, trainer.progress, self._identity, keep=self._keep
         )
         self._saved_at = trainer.progress.step
         log.info("checkpoint   %s", path)

@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from pipeline import dist
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.checkpoint import save_checkpoint
 from pipeline.config import PhaseConfig
 from pipeline.engine import Engine, dtype_of
+from pipeline.identity import Identity
 from pipeline.phases import Group
 from pipeline.progress import Progress
+from pipeline.resume import load_checkpoint
 from tests.tiny import TIGHT_ZERO3
 
 DECAY, STEPS, HALF = 0.7, 5, 2
@@ -68,10 +70,13 @@ def one(stage: int, precision: str, folder: Path, world: dist.World) -> dict[str
     engine = build(stage, precision, folder, world)
     for number in range(HALF):
         step(engine, number, precision)
-    path = save_checkpoint(folder / f"{stage}-{precision}", engine, Progress(HALF), "f", keep=1)
+    identity = Identity({})
+    path = save_checkpoint(
+        folder / f"{stage}-{precision}", engine, Progress(HALF), identity, keep=1
+    )
     engine.close()
     engine = build(stage, precision, folder, world)
-    load_checkpoint(path, engine, "f")
+    load_checkpoint(path, engine, identity)
     for number in range(HALF, STEPS):
         step(engine, number, precision)
     engine.settle()
