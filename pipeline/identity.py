@@ -5,7 +5,7 @@ values there are is decided in `provenance.py`.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,7 @@ def differences(then: Identity, now: Identity) -> list[str]:
     return list(dict.fromkeys(_differences(then, now))) or ["the way recipes are compared"]
 
 
-def told(different: list[str]) -> str:
+def told(different: Sequence[str]) -> str:
     """Up to six differences in one line."""
     more = len(different) - _MOST_TOLD
     return "; ".join(different[:_MOST_TOLD]) + (f"; and {more} more" if more > 0 else "")

@@ -9,6 +9,7 @@ import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     budget = phase.stop_after  # steps left to this start
     for segment in stretches:
         target = folder / ("export" if segment is stretches[-1] else f"segment-{segment.index}")
-        done = on_main(lambda target=target: _finished_segment(target, identity), world)
+        done = on_main(partial(_finished_segment, target, identity), world)
         if done is not None:
             progress, tensors = Progress(**done), ExportTensors(target)
             continue
@@ -176,11 +177,10 @@ def _already_done(
 ) -> bool:
     """True when the export is of this recipe; clears an outdated one where that is allowed."""
     allowed = config.resume_with_changes
-    done, different = on_main(
-        lambda: list(what_lies_in(folder, identity, with_changes=allowed)), world
-    )
+    look = partial(what_lies_in, folder, identity, with_changes=allowed)
+    done, different = on_main(look, world)
     if done or not different:
-        return bool(done)
+        return done
     refuse_outdated(folder, config, different)
     if world.is_main:
         log.info("%-13s is started again: %s is removed (overwrite=true)", name, folder)

@@ -129,9 +129,10 @@ class SegmentRun:
         self, board: Board, setup: Setup, budget: int | None
     ) -> tuple[Preempt, Monitor, Settle, Evaluator, Checkpointer]:
         phase = self.phase
+        monitor = Monitor(board, self.name, total_steps=self.total, log_every=phase.log_every)
         return (
             Preempt(stop_after=budget),
-            Monitor(board, self.name, total_steps=self.total, log_every=phase.log_every),
+            monitor,
             Settle(self.name, phase, setup.blend),
             Evaluator(
                 board,
@@ -145,6 +146,7 @@ class SegmentRun:
                 self.identity,
                 every=phase.checkpoint_every,
                 keep=phase.keep_checkpoints,
+                before_save=monitor.carry,
             ),
         )
 

@@ -28,6 +28,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "overrides",
         "progress",
         "recipe",
+        "determinism",
         "dist",
     ),
     2: (  # pure scores

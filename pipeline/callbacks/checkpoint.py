@@ -1,6 +1,7 @@
 """Saves a checkpoint every N steps, and wherever training stops before its end."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.checkpoint import save_checkpoint
@@ -13,7 +14,17 @@ log = logging.getLogger("pipeline")
 class Checkpointer:
     """Knows where checkpoints go and which recipe they belong to."""
 
-    def __init__(self, folder: Path, identity: Identity, *, every: int, keep: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Identity,
+        *,
+        every: int,
+        keep: int,
+        before_save: Callable[[Trainer], None],
+    ) -> None:
+        """before_save: called on every rank; puts what a resumed run must know into its progress."""
+        self._before_save = before_save
         self._folder, self._identity = folder, identity
         self._every, self._keep = every, keep
         self._saved_at = -1
@@ -33,6 +44,7 @@ class Checkpointer:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
+        self._before_save(trainer)
         path = save_checkpoint(
             self._folder, trainer.engine, trainer.progress, self._identity, keep=self._keep
         )
