@@ -26,8 +26,8 @@ from pipeline.models.placement import Placement
 from pipeline.models.st import build_st
 from pipeline.phases import Segment, encoder_groups, part_groups, segments
 from pipeline.progress import Progress
-from pipeline.recipe import load_recipe
 from pipeline.provenance import identity_of_phase
+from pipeline.recipe import load_recipe
 from tests.helpers import REPOSITORY
 from tests.models.tiny import gpt2, multimodal
 from tests.small import build

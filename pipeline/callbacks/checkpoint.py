@@ -23,7 +23,7 @@ class Checkpointer:
         keep: int,
         before_save: Callable[[Trainer], None],
     ) -> None:
-        """before_save: called on every rank; puts what a resumed run must know into its progress."""
+        """before_save: on every rank; puts what a resumed run must know into its progress."""
         self._before_save = before_save
         self._folder, self._identity = folder, identity
         self._every, self._keep = every, keep
