@@ -54,7 +54,8 @@ def differences(then: Identity, now: Identity) -> list[str]:
     """
     if then.fingerprint == now.fingerprint:
         return []
-    return list(dict.fromkeys(_differences(then, now))) or ["the way recipes are compared"]
+    found = _differences(then, now, "the recipe (its values are not known)")
+    return list(dict.fromkeys(found)) or ["the way recipes are compared"]
 
 
 def told(different: Sequence[str]) -> str:
@@ -63,7 +64,8 @@ def told(different: Sequence[str]) -> str:
     return "; ".join(different[:_MOST_TOLD]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _differences(then: Identity | None, now: Identity | None) -> Iterator[str]:
+def _differences(then: Identity | None, now: Identity | None, whole: str) -> Iterator[str]:
+    """whole: how both are called together where their values are not known."""
     if then is None or now is None:
         if then is not now:
             yield f"it starts from: {_origin(then)} then, {_origin(now)} now"
@@ -71,13 +73,13 @@ def _differences(then: Identity | None, now: Identity | None) -> Iterator[str]:
     if then.fingerprint == now.fingerprint:
         return
     if then.values is None or now.values is None:
-        yield f"the export it starts from: {then.fingerprint} then, {now.fingerprint} now"
+        yield f"{whole}: {then.fingerprint} then, {now.fingerprint} now"
         return
     for key in sorted(then.values.keys() | now.values.keys()):
         old, new = then.values.get(key), now.values.get(key)
         if json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
             yield f"{key}: {_value(old)} then, {_value(new)} now"
-    yield from _differences(then.before, now.before)
+    yield from _differences(then.before, now.before, "the export it starts from")
 
 
 def _origin(identity: Identity | None) -> str:

@@ -35,9 +35,10 @@ def load_checkpoint(
     progress = check_checkpoint(path, identity, engine.layout, with_changes=with_changes)
     if state["trains"] != engine.trains:
         raise CheckpointError(
-            f"{path} does not fit: {state['trains']['parameters']:,} parameters train in it, "
-            f"{engine.trains['parameters']:,} in this run, or others, or in other groups; go back "
-            "to its recipe, or overwrite=true to start the phase again"
+            f"{path} does not fit: other parameters train in it, or in other groups "
+            f"({state['trains']['parameters']:,}) than in this run "
+            f"({engine.trains['parameters']:,}); go back to its recipe, or overwrite=true to start "
+            "the phase again"
         )
     with for_ranks_of(engine, path, state["ranks"]) as readable:
         engine.load(readable)

@@ -24,6 +24,7 @@ TUNING = [  # from the base weights, so that nothing else differs
     *("encoder_adapt.enabled=false", "st_align.enabled=false"),
     *("llm_tune.ema=0.5", "llm.lora.rank=2", "llm.lora.targets=[all-linear]"),
 ]
+OTHER_LR = 5e-3
 Plan = list[tuple[str, list[str]]]
 
 
@@ -80,8 +81,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs.launch("four", 4, four)
     for origin in ("from1", "from4"):
         runs.copy(origin, f"{origin}on2")
-    last = [*runs.phases("from1on2"), *runs.phases("from4on2")]
-    runs.launch("last", 2, [*last, *runs.phases("again")], OMP_NUM_THREADS="3")
+    runs.copy("from2", "changed")
+    changed = runs.phases("changed", f"llm_tune.lr={OTHER_LR}", "resume_with_changes=true")
+    later = runs.phases("changed", f"llm_tune.lr={OTHER_LR}")
+    last = [*runs.phases("from1on2"), *runs.phases("from4on2"), *runs.phases("again")]
+    runs.launch("last", 2, [*last, changed[1], later[1]], OMP_NUM_THREADS="3")
     return runs
 
 
@@ -124,3 +128,13 @@ def test_a_launchers_number_of_threads_changes_no_bit(made: Runs, phase: str) ->
     )
     assert two.keys() == again.keys()
     assert all(torch.equal(two[name], again[name]) for name in two)
+
+
+def test_what_is_changed_knowingly_counts_from_there_on_and_is_told(made: Runs) -> None:
+    """The learning rate, from the fourth step on; the loss of that step is still the old one."""
+    two, changed = (losses(made, f"{name}-tight", "llm_tune") for name in ("two", "changed"))
+    assert [changed[step] == two[step] for step in sorted(two)] == [True] * 4 + [False] * 2
+    told = summary(made.folder / "runs" / "changed-tight", "llm_tune")
+    change = f"llm_tune.lr: 0.001 then, {OTHER_LR} now"
+    assert told["changes"] == [f"step 3: {change}"] and told["state"] == "finished"
+    assert "changed-tight/llm_tune/export\n" in made.output["last"].split("is finished already")[-1]
