@@ -9,12 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoint_files import STATE
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError
 from pipeline.identity import Identity
 from pipeline.progress import Progress
-
-STATE = "state.json"
 
 
 def state_of(engine: Engine, progress: Progress, identity: Identity) -> dict[str, Any]:

@@ -24,11 +24,13 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import nn
 
 from pipeline import ds_config as ds
+from pipeline import ds_writer
 from pipeline.averages import Blend, MovingAverage, as_trained
 from pipeline.config import PhaseConfig
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.hashes import fingerprint_of
+from pipeline.memory import checkpoint_bytes
 from pipeline.phases import Group, split_by_decay
 from pipeline.slices import Flat
 from pipeline.zero import full_size, join, quiet, writable
@@ -127,6 +129,14 @@ class Engine:
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )[0]
         self.module = module
+        self._writer = ds_writer.install(self._engine)
+        self.checkpoint_bytes = checkpoint_bytes(
+            self.trained_parameters,
+            loaded,
+            precision=precision,
+            ranks=world.size,
+            averaged=phase.ema > 0,
+        )
         # Only now: without ZeRO, DeepSpeed takes a step without gradients to make the moments.
         self._average = MovingAverage(optimizer, phase.ema) if phase.ema else None
         self._masters = {} if self.stage else _masters(self._engine.optimizer, self.groups)
@@ -166,11 +176,18 @@ class Engine:
         return StepResult(value, skipped=int(self._engine.skipped_steps) > before)
 
     def save(self, folder: Path) -> None:
-        """Writes what trains and its optimizer state into `folder`, all ranks together."""
+        """Writes what trains and its optimizer state into `folder`, all ranks together.
+
+        folder: may be each rank's own; what they write can be put together in one. Raises OSError
+        on the ranks that could not write, when all are through: agree on it before anything else.
+        """
+        self._writer.begin()
         with quiet():
             self._engine.save_checkpoint(
                 str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
             )
+        if self._writer.failure is not None:
+            raise self._writer.failure
 
     def load(self, folder: Path) -> None:
         """Takes over what `save` wrote; only tensors are unpickled, never code.

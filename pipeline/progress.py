@@ -23,3 +23,4 @@ class Progress:
     unshown: dict[str, list[float]] = field(default_factory=dict)
     changes: list[str] = field(default_factory=list)  # gone on with knowingly: step, what, how
     validation: dict[str, dict[str, float]] = field(default_factory=dict)  # start, end
+    validated_at: int = 0  # the step of validation["end"]

@@ -31,6 +31,8 @@ _HARMLESS = {
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "keep_every",
+    "keep_best",
     "eval_every",
     "val_records",
     "sample_images",

@@ -30,6 +30,7 @@ from pipeline.ds_config import check_ds_config, check_inference_config
 from pipeline.errors import ConfigError
 from pipeline.exports import find_export, recipe_in
 from pipeline.overrides import dotlist_of, entries, expand, expand_paths, one_line, parse_overrides
+from pipeline.retention import check_retention
 
 HOME = Path(__file__).resolve().parents[1]
 RECIPES = HOME / "stages" / "recipes"
@@ -236,7 +237,7 @@ def _check_mix(config: Config) -> None:
 
 
 def _check_phase(name: str, phase: PhaseConfig) -> None:
-    for key in ("max_steps", "stop_after", "val_records"):
+    for key in ("max_steps", "stop_after", "val_records", "keep_every"):
         value = getattr(phase, key)
         if value is not None and value < 1:
             raise ConfigError(f"{name}.{key}={value} must be 1 or more; leave it null for no limit")
@@ -250,6 +251,7 @@ def _check_phase(name: str, phase: PhaseConfig) -> None:
         _check_adaptation(name, phase)
     if isinstance(phase, LLMTuneConfig) and not 0 <= phase.label_smoothing < 1:
         raise ConfigError(f"{name}.label_smoothing={phase.label_smoothing} must be in [0, 1)")
+    check_retention(name, phase)
     check_ds_config(name, phase)
 
 

@@ -20,10 +20,11 @@ from pipeline.callbacks.checkpoint import Checkpointer
 from pipeline.callbacks.evaluate import Evaluator
 from pipeline.callbacks.monitor import Board, Monitor
 from pipeline.callbacks.preempt import Preempt
+from pipeline.callbacks.requests import RequestFile
 from pipeline.callbacks.settle import Settle
 from pipeline.config import Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.data.loader import iterate
-from pipeline.dist import World, from_main, wait_for_all
+from pipeline.dist import World, wait_for_all
 from pipeline.engine import resolve_precision
 from pipeline.export_files import ExportTensors, save_export
 from pipeline.identity import Identity
@@ -31,6 +32,8 @@ from pipeline.models.lora import is_adapter
 from pipeline.phases import Segment, learning_rate
 from pipeline.progress import Progress
 from pipeline.resume import load_checkpoint
+from pipeline.retention import retention_of
+from pipeline.saving import Saver
 from pipeline.setup import Setup, set_up
 from pipeline.trainer import Trainer
 
@@ -97,11 +100,10 @@ class SegmentRun:
 
     def _resume(self, setup: Setup, progress: Progress) -> Progress:
         folder = self.folder / "checkpoints"
-        found = ckpt.newest_checkpoint(folder, self.segment.start, self.segment.stop - 1)
-        name = from_main(None if found is None else found.name, self.world)
-        if name is None:
+        first, last = self.segment.start, self.segment.stop - 1
+        newest = ckpt.choose_checkpoint(folder, first, last, self.world)
+        if newest is None:
             return progress
-        newest = folder / name
         changes = self.config.resume_with_changes
         loaded = load_checkpoint(newest, setup.engine, self.identity, with_changes=changes)
         log.info("%-13s goes on from %s", self.name, newest)
@@ -142,12 +144,22 @@ class SegmentRun:
                 show=setup.probe.show,
             ),
             Checkpointer(
-                self.folder / "checkpoints",
-                self.identity,
+                self._saver(setup),
+                board,
+                RequestFile("SAVE", (self.folder, self.folder.parent), self.world),
                 every=phase.checkpoint_every,
-                keep=phase.keep_checkpoints,
+                attempts=self.config.checkpoints.attempts,
                 before_save=monitor.carry,
             ),
+        )
+
+    def _saver(self, setup: Setup) -> Saver:
+        return Saver(
+            self.folder / "checkpoints",
+            setup.engine,
+            self.identity,
+            settings=self.config.checkpoints,
+            retention=retention_of(self.phase),
         )
 
     def _max_bad_records(self, setup: Setup) -> Callable[[int], float]:

@@ -10,7 +10,6 @@ import torch
 
 from pipeline.config import Config, EncoderAdaptConfig
 from pipeline.ds_config import read_ds_config
-from pipeline.durable import write_json
 from pipeline.engine import layout_of
 from pipeline.explain.activations import kept_bytes, language_activations
 from pipeline.explain.budget import need
@@ -31,6 +30,7 @@ from pipeline.recipe import load_recipe
 from tests.helpers import REPOSITORY
 from tests.models.tiny import gpt2, multimodal
 from tests.small import build
+from tests.stored import put_checkpoint
 from tests.tiny import write_recipe
 
 STAGES = ("prepare", "pretrain", "encoder_adapt", "st_align", "llm_tune", "evaluate", "report")
@@ -191,16 +191,9 @@ def test_a_phase_starts_resumes_is_finished_or_refused(there: Config, tmp_path: 
     assert phase_standing(config).state == STARTS
     identity = identity_of_phase(config, "encoder_adapt", ALONE, remember=False)
     fingerprint = identity.fingerprint
-    checkpoint = folder / "checkpoints" / "step-000002"
-    checkpoint.mkdir(parents=True)
     layout = layout_of(read_ds_config("test", config.encoder_adapt.ds_config), "fp32")
-    state = {
-        "identity": identity.as_json(),
-        "ranks": 1,
-        "layout": layout,
-        "progress": {"step": 2},
-    }
-    write_json(checkpoint / "state.json", state)
+    state = {"identity": identity.as_json(), "ranks": 1, "layout": layout}
+    put_checkpoint(folder / "checkpoints", 2, **state)
     resumed = phase_standing(config)
     assert resumed.state == RESUMES and "at step 2 from" in resumed.detail
     assert "rewritten from 1 to 2 rank(s)" in phase_standing(config, ranks=2).detail

@@ -1,18 +1,17 @@
 """What is done with what a phase's folder holds already."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from pipeline.config import Config
-from pipeline.durable import write_json
 from pipeline.errors import CheckpointError
 from pipeline.export_files import save_export
 from pipeline.identity import Identity
 from pipeline.progress import Progress
 from pipeline.run import refuse_outdated, what_lies_in
+from tests.stored import put_checkpoint
 
 OURS = Identity({"llm_tune.lr": 2e-4}, Identity({"seed": 0}))
 THEIRS = Identity({"llm_tune.lr": 1e-4}, Identity({"seed": 0}))
@@ -22,13 +21,6 @@ DIFFERENCE = "llm_tune.lr: 0.0001 then, 0.0002 now"
 def put_export(folder: Path, identity: Identity) -> None:
     details = {"fingerprint": identity.fingerprint, "identity": identity.as_json()}
     save_export(folder, {"st.a": torch.ones(1)}, Progress(), details, Config())
-
-
-def put_checkpoint(phase: Path, step: int, identity: Identity) -> None:
-    folder = phase / "checkpoints" / f"step-{step:06d}"
-    folder.mkdir(parents=True)
-    state: dict[str, Any] = {"identity": identity.as_json(), "ranks": 2}
-    write_json(folder / "state.json", state)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +43,10 @@ def test_what_another_recipe_has_left_is_never_taken_for_nothing(
 
 
 def test_the_newest_checkpoint_says_what_is_gone_on_from(tmp_path: Path) -> None:
-    put_checkpoint(tmp_path, 10, THEIRS)
+    put_checkpoint(tmp_path / "checkpoints", 10, identity=THEIRS.as_json())
     assert what_lies_in(tmp_path, OURS) == (False, [DIFFERENCE])
     assert what_lies_in(tmp_path, OURS, with_changes=True) == (False, [])
-    put_checkpoint(tmp_path, 20, OURS)  # gone on with knowingly
+    put_checkpoint(tmp_path / "checkpoints", 20, identity=OURS.as_json())  # gone on with knowingly
     assert what_lies_in(tmp_path, OURS) == (False, [])
 
 

@@ -40,6 +40,7 @@ class Evaluator:
         """At multiples of the interval, and after the last step."""
         if trainer.finished or record.step % self._every == 0:
             trainer.progress.validation["end"] = self._validate(trainer)
+            trainer.progress.validated_at = record.step
 
     def on_stop(self, trainer: Trainer) -> None:
         """Nothing: the last step was validated, an early stop goes on later."""

@@ -7,6 +7,7 @@ without loading a model. Defaults are the right choice for a real run. Sizes are
 
 from dataclasses import dataclass, field
 
+from pipeline.config.checkpoints import CheckpointsConfig
 from pipeline.config.data import (
     TASK_DEFAULTS,
     DataConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "PHASES",
     "TASK_DEFAULTS",
     "CaptionConfig",
+    "CheckpointsConfig",
     "Config",
     "DataConfig",
     "EncoderAdaptConfig",
@@ -97,6 +99,7 @@ class Config:
     llama_adapter: LlamaAdapterConfig = field(default_factory=LlamaAdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     scienceqa: ScienceQAConfig = field(default_factory=ScienceQAConfig)
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     encoder_adapt: EncoderAdaptConfig = field(default_factory=EncoderAdaptConfig)
     st_align: STAlignConfig = field(default_factory=STAlignConfig)
     llm_tune: LLMTuneConfig = field(default_factory=LLMTuneConfig)

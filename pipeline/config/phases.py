@@ -30,7 +30,9 @@ class PhaseConfig:
     activation_checkpointing: bool = False
     log_every: int = positive(10)  # steps
     checkpoint_every: int = positive(500)  # steps
-    keep_checkpoints: int = positive(2)
+    keep_checkpoints: int = positive(2)  # the newest
+    keep_every: int | None = None  # steps; those at its multiples stay for good; null = none
+    keep_best: str | None = None  # a metric of the validation; the best one stays; null = none
     eval_every: int = positive(500)  # steps; validation also runs at the end of the phase
     val_records: int | None = None  # validate on this many records only; null = the whole split
     sample_images: int = not_negative(8)  # validation images shown with their captions

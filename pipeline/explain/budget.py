@@ -151,8 +151,12 @@ def phase_disk(
 
 
 def disk_needed(phase: PhaseConfig, checkpoint: float, export: float) -> float:
-    """Bytes at the worst moment: a checkpoint is whole before the oldest goes."""
-    return checkpoint * (phase.keep_checkpoints + 1) + export
+    """Bytes at the worst moment: a checkpoint is whole before the oldest goes.
+
+    Without those that `keep_every` keeps for good, which are the user's to count.
+    """
+    kept = phase.keep_checkpoints + (phase.keep_best is not None)
+    return checkpoint * (kept + 1) + export
 
 
 def disk_free(config: Config) -> float:
