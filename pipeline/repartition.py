@@ -61,8 +61,8 @@ def for_ranks_of(engine: Engine, path: Path, written_by: int) -> Iterator[Path]:
     try:
         if fault is not None:
             raise CheckpointError(
-                f"{path} cannot be rewritten for {world.size} rank(s): {fault}; make room for a "
-                f"second copy beside it, or go on with {written_by} rank(s)"
+                f"{path} cannot be rewritten for {world.size} rank(s): {fault}; it takes good "
+                f"files and room for a second copy beside it, or go on with {written_by} rank(s)"
             )
         log.info("rewritten in %.1f s", time.perf_counter() - began)
         yield target
@@ -88,7 +88,7 @@ def _rewrite(engine: Engine, source: Path, target: Path, written_by: int) -> str
                 model, target / saved.model_file.replace("pp_rank_0", f"pp_rank_{world.rank}")
             )
     except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     except CheckpointError as error:
         return str(error)
     return None
@@ -99,7 +99,8 @@ class _Saved:
 
     def __init__(self, folder: Path, ranks: int, *, by_parameter: bool) -> None:
         """folder: DeepSpeed's own. Raises OSError, RuntimeError and the like for torn files."""
-        (name,) = (each.name for each in folder.glob("*zero_pp_rank_0_mp_rank_00_optim_states.pt"))
+        pattern = "*zero_pp_rank_0_mp_rank_00_optim_states.pt"  # bf16_ before it in that precision
+        name = next((each.name for each in folder.glob(pattern)), pattern)
         self.optimizer_file = name
         self.model_file = f"{'zero_pp_rank_0_' if by_parameter else ''}mp_rank_00_model_states.pt"
         self.model = _load(folder / self.model_file)
