@@ -28,6 +28,7 @@ from pipeline.slices import Flat, Slices, cut_again
 
 log = logging.getLogger("pipeline")
 
+_SAY_SECONDS = 10.0
 _WHOLE = "optimizer_state_dict"  # all of a rank's file but the version
 # What describes the slices of before; DeepSpeed reads none of it when it loads.
 _STALE = ("param_slice_mappings", "group_paddings", "partition_count")
@@ -122,8 +123,10 @@ class _Saved:
         if places.keys() != {name for flat in into.flats for name in flat.sizes}:
             raise CheckpointError("it holds other parameters than this run trains")
         state: dict[int, dict[str, Any]] = {}
+        said = time.perf_counter()
         origins = [places[next(iter(flat.sizes))].flat for flat in into.flats]
         for number, (flat, origin) in enumerate(zip(into.flats, origins, strict=True)):
+            said = _say(number, len(into.flats), said)
             # A copy of what is no slice (the step): the optimizer counts in place, for each alone.
             state[number] = {
                 key: cut_again(self._by_flat(key), places, into, rank, flat)
@@ -161,6 +164,14 @@ class _Saved:
             Flat({name: shape.numel() for name, shape in each.items()}, tensor.numel())
             for each, tensor in zip(shapes, weights, strict=True)
         ]
+
+
+def _say(done: int, total: int, said: float) -> float:
+    """A line of progress every ten seconds; returns when the last one came."""
+    if time.perf_counter() - said < _SAY_SECONDS:
+        return said
+    log.info("rewriting: %d of %d parts of the optimizer's state", done, total)
+    return time.perf_counter()
 
 
 def _load(path: Path) -> dict[str, Any]:
