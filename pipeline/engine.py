@@ -29,8 +29,8 @@ from pipeline.averages import Blend, MovingAverage, as_trained
 from pipeline.config import PhaseConfig
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.hashes import fingerprint_of
 from pipeline.memory import checkpoint_bytes
+from pipeline.optimizer import adamw, masters, settings_of, what_trains
 from pipeline.phases import Group, split_by_decay
 from pipeline.slices import Flat
 from pipeline.zero import full_size, join, quiet, writable
@@ -108,7 +108,7 @@ class Engine:
         self._trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.trained_parameters = sum(full_size(p) for _, p in self._trained)
         self.all_parameters = sum(full_size(p) for p in module.parameters())
-        self.trains = _what_trains(self._trained, self.groups)
+        self.trains = what_trains(self._trained, self.groups)
         config = ds.complete(
             loaded,
             clip_norm=phase.clip_norm,
@@ -116,15 +116,10 @@ class Engine:
             ranks=world.size,
             trained=self.trained_parameters,
         )
+        self._settings = settings_of(self.groups, phase)
         join()
         with quiet():
-            self._settings = _settings(self.groups, phase)
-            optimizer = torch.optim.AdamW(
-                [
-                    {"params": each.parameters, "lr": phase.lr * each.lr_scale, **own}
-                    for each, own in zip(self.groups, self._settings, strict=True)
-                ]
-            )
+            optimizer = adamw(self.groups, self._settings)
             self._engine: Any = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )[0]
@@ -139,7 +134,8 @@ class Engine:
         )
         # Only now: without ZeRO, DeepSpeed takes a step without gradients to make the moments.
         self._average = MovingAverage(optimizer, phase.ema) if phase.ema else None
-        self._masters = {} if self.stage else _masters(self._engine.optimizer, self.groups)
+        stepped = self._engine.optimizer.param_groups
+        self._masters = {} if self.stage else masters(stepped, self.groups)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A forward pass of the module."""
@@ -258,44 +254,6 @@ class Engine:
         """Frees what DeepSpeed holds, so that the next segment finds the memory."""
         with quiet():
             self._engine.destroy()
-
-
-def _settings(groups: Sequence[Group], phase: PhaseConfig) -> list[dict[str, Any]]:
-    """Of each group, for the optimizer; all but the learning rate, which every step sets."""
-    betas = (phase.betas[0], phase.betas[1])
-    return [
-        {
-            "weight_decay": phase.weight_decay if each.decays else 0.0,
-            "betas": betas,
-            "eps": phase.eps,
-        }
-        for each in groups
-    ]
-
-
-def _what_trains(
-    trained: Sequence[tuple[str, nn.Parameter]], groups: Sequence[Group]
-) -> dict[str, Any]:
-    """What a checkpoint must have been written of to be loaded: names, shapes, groups; hashed."""
-    names = {parameter: name for name, parameter in trained}
-    listing = [
-        [(names[p], list(getattr(p, "ds_shape", p.shape))) for p in each.parameters]
-        for each in groups
-    ]
-    return {
-        "parameters": sum(full_size(p) for _, p in trained),
-        "groups": len(listing),
-        "hash": fingerprint_of(listing),
-    }
-
-
-def _masters(optimizer: Any, groups: Sequence[Group]) -> dict[nn.Parameter, torch.Tensor]:
-    """Each parameter's float32 master without ZeRO, where the safe_get functions find none."""
-    return {
-        parameter: master
-        for group, theirs in zip(groups, optimizer.param_groups, strict=True)
-        for parameter, master in zip(group.parameters, theirs["params"], strict=True)
-    }
 
 
 @contextlib.contextmanager

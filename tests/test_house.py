@@ -47,6 +47,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "zero",
         "ds_writer",
         "slices",
+        "optimizer",
         "engine",
         "identity",
         "checkpoint_files",
