@@ -75,6 +75,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         runs.copy("from2", f"from2on{ranks}")
     one = [*runs.phases("from2on1"), *runs.phases("one"), *runs.stopped("from1")]
     runs.launch("one", 1, one)
+    same = [*runs.phases("same")[0][1], "deterministic=true"]
+    variables = {"OMP_NUM_THREADS": "2"}
+    succeeded(launch("stages/encoder_adapt.py", same, ranks=1, variables=variables))
     changes = ["PHASE.micro_batch=3", "data.workers=1", "PHASE.log_every=1"]
     runs.launch("three", 3, runs.phases("from2on3", *changes))
     four = [*runs.phases("from2on4"), *runs.phases("four"), *runs.stopped("from4")]
@@ -128,6 +131,14 @@ def test_a_launchers_number_of_threads_changes_no_bit(made: Runs, phase: str) ->
     )
     assert two.keys() == again.keys()
     assert all(torch.equal(two[name], again[name]) for name in two)
+
+
+def test_deterministic_algorithms_change_no_bit_on_a_cpu(made: Runs) -> None:
+    one, same = (
+        ExportTensors(made.folder / "runs" / f"{name}-tight" / "encoder_adapt" / "export")
+        for name in ("one", "same")
+    )
+    assert all(torch.equal(one[name], same[name]) for name in one)
 
 
 def test_what_is_changed_knowingly_counts_from_there_on_and_is_told(made: Runs) -> None:
