@@ -5,7 +5,7 @@ Shared by training and evaluation. Builds; never trains, never writes but the fe
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from pipeline.data.loader import DecodedImages
 from pipeline.dist import World, wait_for_all
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.export_files import IMPORTED, ExportTensors, read_export
-from pipeline.hashes import content_hash, fingerprint_of, tensor_hash
+from pipeline.hashes import fingerprint_of, tensor_hash
 from pipeline.models.encoder import (
     Clip,
     ImageEncoder,
@@ -27,7 +27,7 @@ from pipeline.models.encoder import (
     load_clip,
     load_image_encoder,
 )
-from pipeline.models.families import family, family_settings
+from pipeline.models.families import family
 from pipeline.models.llm import load_tokenizer
 from pipeline.models.lora import check_settings, is_adapter, stable_name
 from pipeline.models.multimodal import MultimodalLM
@@ -35,7 +35,6 @@ from pipeline.models.official import STOP
 from pipeline.models.placement import WHOLE, Placement
 from pipeline.models.tower import AdaptedTower
 from pipeline.splits import NO_IMAGES, Images, Split, decoded
-from pipeline.tasks import task_settings
 
 log = logging.getLogger("pipeline")
 
@@ -271,43 +270,6 @@ def _cached(
             log.info("features      %s: images encoded once, kept in %s", name, folder)
         places += feature_files(folder, part.shards)
     return Images(CachedFeatures(places), encoder.feature_shape)
-
-
-def recipe_identity(
-    config: Config, cache: Path, *, language: bool, remember: bool = True
-) -> dict[str, object]:
-    """What base weights and model a recipe means, independent of where its files lie.
-
-    language: of a phase with an LM; without, only what the contrastive phase reads. cache,
-    remember: see `hashes.content_hash`.
-    """
-    encoder = replace(config.encoder)
-    source = config.encoder.arch.removeprefix("local-dir:")
-    weights = [source, config.encoder.pretrained or "", config.llm.path]
-    if not family(config.family).SEES_IMAGES:
-        weights[:2] = ["", ""]
-    hashes = [
-        content_hash(Path(each), cache, remember=remember) if each else "" for each in weights
-    ]
-    arch = hashes[0] if source != config.encoder.arch else encoder.arch
-    identity: dict[str, object] = {
-        "seed": config.seed,
-        "precision": config.precision,
-        "encoder": [arch, hashes[1], encoder.pixels, encoder.resize],
-        "data": [config.data.lanes, config.data.window],
-    }
-    if not language:
-        adapted = config.encoder_adapt.train == "adapters"
-        return {**identity, "tower": family_settings(config) if adapted else {}}
-    return {
-        **identity,
-        "family": [config.family, family_settings(config)],
-        "task": task_settings(config),
-        "normalize": [encoder.normalize, encoder.scales],
-        "max_tokens": config.data.max_tokens,
-        "st": vars(config.st),
-        "llm": [hashes[2], config.llm.dropout],
-    }
 
 
 def _image_size(transform: Transform) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.tensor_fragment import fragment_address
@@ -30,8 +30,15 @@ from pipeline.config import PhaseConfig
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.memory import checkpoint_bytes
+from pipeline.optimizer import adamw, masters, settings_of, what_trains
 from pipeline.phases import Group, split_by_decay
+from pipeline.slices import Flat
 from pipeline.zero import full_size, join, quiet, writable
+
+TAG = "engine"  # of what DeepSpeed writes: a folder within a checkpoint's
+
+# What its files hold besides tensors and plain values; nothing else is unpickled.
+SAFE = (ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address)
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -101,6 +108,7 @@ class Engine:
         self._trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.trained_parameters = sum(full_size(p) for _, p in self._trained)
         self.all_parameters = sum(full_size(p) for p in module.parameters())
+        self.trains = what_trains(self._trained, self.groups)
         config = ds.complete(
             loaded,
             clip_norm=phase.clip_norm,
@@ -108,9 +116,10 @@ class Engine:
             ranks=world.size,
             trained=self.trained_parameters,
         )
+        self._settings = settings_of(self.groups, phase)
         join()
         with quiet():
-            optimizer = _adamw(self.groups, phase)
+            optimizer = adamw(self.groups, self._settings)
             self._engine: Any = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )[0]
@@ -125,7 +134,8 @@ class Engine:
         )
         # Only now: without ZeRO, DeepSpeed takes a step without gradients to make the moments.
         self._average = MovingAverage(optimizer, phase.ema) if phase.ema else None
-        self._masters = {} if self.stage else _masters(self._engine.optimizer, self.groups)
+        stepped = self._engine.optimizer.param_groups
+        self._masters = {} if self.stage else masters(stepped, self.groups)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A forward pass of the module."""
@@ -170,7 +180,7 @@ class Engine:
         self._writer.begin()
         with quiet():
             self._engine.save_checkpoint(
-                str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True
+                str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
             )
         if self._writer.failure is not None:
             raise self._writer.failure
@@ -180,15 +190,33 @@ class Engine:
 
         Raises CheckpointError when the files hold anything else or cannot be read.
         """
-        safe = [ZeroStageEnum, LossScaler, fragment_address]
         try:
-            with quiet(), _weights_only(), torch.serialization.safe_globals(safe):
-                self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+            with quiet(), _weights_only(), torch.serialization.safe_globals(list(SAFE)):
+                self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+            for group, own in zip(self._engine.optimizer.param_groups, self._settings, strict=True):
+                group.update(own)  # the recipe of now decides
         except (UnpicklingError, EOFError, OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"checkpoint {folder} is damaged or not ours ({error}); delete that folder, the "
                 "same command goes on from the one before"
             ) from error
+
+    def flat_groups(self) -> list[Flat]:
+        """The optimizer's flat tensors as this number of ranks has them, under ZeRO.
+
+        DeepSpeed writes the same into its checkpoints (`param_shapes`).
+        """
+        optimizer = self._engine.optimizer
+        slices = (
+            optimizer.fp32_partitioned_groups_flat
+            if self.stage == 3
+            else optimizer.single_partition_of_fp32_groups
+        )
+        shapes = self._engine._get_zero_param_shapes()
+        return [
+            Flat({name: shape.numel() for name, shape in each.items()}, own.numel())
+            for each, own in zip(shapes, slices, strict=True)
+        ]
 
     def settle(self, blend: Blend = as_trained) -> None:
         """Makes the module what its export will be: for after the last step, on every rank.
@@ -226,27 +254,6 @@ class Engine:
         """Frees what DeepSpeed holds, so that the next segment finds the memory."""
         with quiet():
             self._engine.destroy()
-
-
-def _adamw(groups: Sequence[Group], phase: PhaseConfig) -> torch.optim.AdamW:
-    options = [
-        {
-            "params": each.parameters,
-            "lr": phase.lr * each.lr_scale,
-            "weight_decay": phase.weight_decay if each.decays else 0.0,
-        }
-        for each in groups
-    ]
-    return torch.optim.AdamW(options, betas=(phase.betas[0], phase.betas[1]), eps=phase.eps)
-
-
-def _masters(optimizer: Any, groups: Sequence[Group]) -> dict[nn.Parameter, torch.Tensor]:
-    """Each parameter's float32 master without ZeRO, where the safe_get functions find none."""
-    return {
-        parameter: master
-        for group, theirs in zip(groups, optimizer.param_groups, strict=True)
-        for parameter, master in zip(group.parameters, theirs["params"], strict=True)
-    }
 
 
 @contextlib.contextmanager

@@ -25,27 +25,30 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def content_hash(path: Path, cache: Path, *, remember: bool = True) -> str:
-    """A short hash of a file's bytes, or of all files of a folder; the name itself if neither.
+def content_hashes(path: Path, cache: Path, *, remember: bool = True) -> dict[str, str]:
+    """A short hash of the bytes of each file of a folder, by name; of a file itself, by "".
 
-    Weights of many GB are read once: `cache` (JSON) remembers hashes by path, size and time;
-    remember: whether new ones are written to it.
+    Hidden files and Markdown (a model's README) are no content. Weights of many GB are read once:
+    `cache` (JSON) remembers hashes by path, size and time; remember: whether new ones are written
+    to it. path: must exist.
     """
-    if not path.exists():
-        return str(path)
     known: dict[str, str] = {}
     if cache.is_file():
         known = json.loads(cache.read_text(encoding="utf-8"))
-    files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
-    hashes = []
+    files = [path] if path.is_file() else sorted(filter(_is_content, path.iterdir()))
+    hashes = {}
     for file in files:
         status = file.stat()
         key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
         if key not in known:
             with file.open("rb") as opened:
                 known[key] = hashlib.file_digest(opened, "sha256").hexdigest()
-        hashes.append([file.name if path.is_dir() else "", known[key]])
+        hashes["" if file == path else file.name] = known[key][:16]
     if remember:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache, known)
-    return fingerprint_of(hashes)
+    return hashes
+
+
+def _is_content(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".") and path.suffix != ".md"

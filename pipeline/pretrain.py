@@ -26,7 +26,8 @@ from pipeline.models.encoder import load_clip
 from pipeline.models.llm import load_llm
 from pipeline.models.placement import Placement
 from pipeline.models.scratch import create_clip, create_llm, save_clip, save_llm, train_tokenizer
-from pipeline.run import export_folder, learnt_values, run_phase
+from pipeline.provenance import learnt_values
+from pipeline.run import export_folder, run_phase
 from pipeline.splits import Split, open_training
 from pipeline.tasks import QUESTIONS, all_texts, task_settings
 

@@ -19,5 +19,8 @@ class Progress:
     steps_skipped: int = 0
     seconds: float = 0.0
     train_loss: float | None = None
+    # of the steps since the last point of the curve: their number, the sums of every rank
+    unshown: dict[str, list[float]] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)  # gone on with knowingly: step, what, how
     validation: dict[str, dict[str, float]] = field(default_factory=dict)  # start, end
     validated_at: int = 0  # the step of validation["end"]

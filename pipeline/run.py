@@ -7,47 +7,33 @@ export, summarise. What a phase *is* stands in `phases.py`, how a step works in 
 import logging
 import math
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from pipeline import checkpoint as ckpt
-from pipeline.assemble import check_adapters, recipe_identity
+from pipeline.assemble import check_adapters
 from pipeline.callbacks.settle import exported
-from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig
+from pipeline.checkpoint_state import identity_in, read_state
+from pipeline.config import Config, PhaseConfig
 from pipeline.dist import World, from_main, on_main, wait_for_all
 from pipeline.durable import write_json
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.export_files import ExportTensors, read_export
-from pipeline.hashes import fingerprint_of
+from pipeline.exports import DETAILS, is_export
+from pipeline.identity import Identity, differences, told
 from pipeline.phases import as_baseline, predecessor, segments
 from pipeline.progress import Progress
+from pipeline.provenance import identity_of_phase
 from pipeline.recipe import save_recipe
 from pipeline.segment import SegmentRun
 from pipeline.splits import open_training
 
 log = logging.getLogger("pipeline")
-
-# Keys of a phase that change how fast or how closely watched it runs, not what it learns.
-_HARMLESS = {
-    "enabled",
-    "ds_config",
-    "init_from",
-    "micro_batch",
-    "activation_checkpointing",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "keep_every",
-    "keep_best",
-    "eval_every",
-    "val_records",
-    "sample_images",
-    "stop_after",
-    "caption_records",
-}
 
 
 def effective(config: Config) -> Config:
@@ -75,9 +61,9 @@ def run_phase(config: Config, name: str, world: World) -> bool:
         return True
     split = open_training(config)
     start = start_of(config, name, world)
-    fingerprint = fingerprint_of_phase(config, name, world)
+    identity = identity_of_phase(config, name, world)
     folder = Path(config.runs) / config.name / name
-    if _already_done(config, name, folder, fingerprint, world):
+    if _already_done(config, name, folder, identity, world):
         log.info("%-13s is finished already: %s", name, folder / "export")
         return True
     if world.is_main:
@@ -92,12 +78,12 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     budget = phase.stop_after  # steps left to this start
     for segment in stretches:
         target = folder / ("export" if segment is stretches[-1] else f"segment-{segment.index}")
-        done = from_main(read_export(target), world)
-        if done is not None and done["fingerprint"] == fingerprint:
-            progress, tensors = Progress(**done["progress"]), ExportTensors(target)
+        done = on_main(partial(_finished_segment, target, identity), world)
+        if done is not None:
+            progress, tensors = Progress(**done), ExportTensors(target)
             continue
         progress.updates = 0
-        runner = SegmentRun(config, name, segment, stretches[-1].stop, folder, fingerprint, world)
+        runner = SegmentRun(config, name, segment, stretches[-1].stop, folder, identity, world)
         finished, progress, tensors = runner.train(tensors, progress, target, budget)
         budget = None if budget is None else budget - runner.steps
         done_all = finished and segment is stretches[-1]
@@ -114,7 +100,7 @@ def finished_export(
     """The export of a phase, which must be finished and of this recipe. Every rank calls it.
 
     config: the effective one. wording: of the messages; who needs the export ("llm_tune starts
-    from"), and the key that names another one. remember: see `fingerprint_of_phase`.
+    from"), and the key that names another one. remember: see `identity_of_phase`.
     """
     needs, key = wording
     export = export_folder(config, phase)
@@ -124,51 +110,22 @@ def finished_export(
             f"{needs} {phase}, which is not finished ({export} is missing); run stages/{phase}.py "
             f"first, or set {phase}.enabled=false, or name an export with {key}="
         )
-    if found["fingerprint"] != fingerprint_of_phase(config, phase, world, remember=remember):
+    now = identity_of_phase(config, phase, world, remember=remember)
+    different = differences(identity_in(found), now)
+    if different:
         raise CheckpointError(
-            f"{needs} {export}, which was made by another recipe, other data or other weights; "
-            f"give the arguments that made it, or run stages/{phase}.py with overwrite=true, or "
-            f"take it as it is with {key}={export}"
+            f"{needs} {export}, which was made with other values: {told(different)}; give the "
+            f"arguments that made it, or run stages/{phase}.py with overwrite=true, or take it as "
+            f"it is with {key}={export}"
         )
     return export
-
-
-def fingerprint_of_phase(config: Config, name: str, world: World, *, remember: bool = True) -> str:
-    """A hash of all that a phase's result depends on, its predecessors' recipes included.
-
-    Every rank calls it; rank 0 reads the weights' hashes, and writes down new ones where
-    `remember` is true. config: the effective one.
-    """
-    phase: PhaseConfig = getattr(config, name)
-    before: str | None = None
-    previous = predecessor(config, name)
-    if phase.init_from is not None:
-        found = read_export(Path(phase.init_from))
-        before = None if found is None else found["fingerprint"]
-    elif previous is not None:
-        before = fingerprint_of_phase(config, previous, world, remember=remember)
-    language = not isinstance(phase, EncoderAdaptConfig)
-    identity: dict[str, object] = {}
-    if world.is_main:
-        cache = Path(config.runs) / ".hashes.json"
-        identity = recipe_identity(config, cache, language=language, remember=remember)
-    identity = from_main(identity, world)
-    if isinstance(phase, LLMTuneConfig):
-        identity["lora"] = asdict(config.llm.lora)  # elsewhere adapters are fresh or the start's
-    shards = open_training(config).fingerprint
-    return fingerprint_of(identity, learnt_values(phase), shards, before)
-
-
-def learnt_values(phase: PhaseConfig) -> dict[str, object]:
-    """The keys of a phase that decide what it learns."""
-    return {key: value for key, value in asdict(phase).items() if key not in _HARMLESS}
 
 
 def start_of(config: Config, name: str, world: World, *, remember: bool = True) -> Path | None:
     """The export that the phase starts from; None for the base weights.
 
     Every rank calls it. Raises UserError where the predecessor is not finished, or of another
-    recipe. remember: see `fingerprint_of_phase`.
+    recipe. remember: see `identity_of_phase`.
     """
     phase: PhaseConfig = getattr(config, name)
     if phase.init_from is not None:
@@ -184,41 +141,70 @@ def start_of(config: Config, name: str, world: World, *, remember: bool = True) 
     return start
 
 
-def what_lies_in(folder: Path, fingerprint: str, config: Config, ranks: int) -> tuple[bool, bool]:
-    """(finished, outdated): whether a phase's folder holds its export, or something of others."""
+def what_lies_in(
+    folder: Path, identity: Identity, *, with_changes: bool = False
+) -> tuple[bool, list[str]]:
+    """Whether a phase's folder holds its export; and else what differs in what it does hold.
+
+    with_changes: what is half-way is gone on from whatever differs; what is finished is not.
+    """
     found = read_export(folder / "export")
     if found is not None:
-        done = found["fingerprint"] == fingerprint
-        return done, not done
-    halfway = [read_export(each) for each in folder.glob("segment-*")]
-    outdated = any(each is not None and each["fingerprint"] != fingerprint for each in halfway)
-    return False, outdated or ckpt.holds_other_checkpoints(
-        folder / "checkpoints", fingerprint, ranks if config.overwrite else None
+        different = differences(identity_in(found), identity)
+        return not different, different
+    if with_changes:
+        return False, []
+    halfway = [read_export(each) for each in sorted(folder.glob("segment-*"))]
+    newest = ckpt.newest_checkpoint(folder / "checkpoints", 0, sys.maxsize)
+    states = [*halfway, None if newest is None else read_state(newest)]
+    found_different = (differences(identity_in(each), identity) for each in states if each)
+    return False, next(filter(None, found_different), [])
+
+
+def refuse_outdated(folder: Path, config: Config, different: Sequence[str]) -> None:
+    """Raises CheckpointError unless the recipe allows what lies there to be overwritten."""
+    if config.overwrite:
+        return
+    goes_on = "" if is_export(folder / "export") else ", resume_with_changes=true to go on from it"
+    raise CheckpointError(
+        f"{folder} was made with other values: {told(different)}; give another name={goes_on}, or "
+        "overwrite=true to make it again"
     )
 
 
-def refuse_outdated(folder: Path, config: Config) -> None:
-    """Raises CheckpointError unless the recipe allows what lies there to be overwritten."""
-    if not config.overwrite:
-        raise CheckpointError(
-            f"{folder} was made by another recipe, other data or another predecessor; give another "
-            "name=, or overwrite=true to make it again"
-        )
-
-
-def _already_done(config: Config, name: str, folder: Path, fingerprint: str, world: World) -> bool:
+def _already_done(
+    config: Config, name: str, folder: Path, identity: Identity, world: World
+) -> bool:
     """True when the export is of this recipe; clears an outdated one where that is allowed."""
-    done, outdated = from_main(list(what_lies_in(folder, fingerprint, config, world.size)), world)
-    if done:
-        return True
-    if not outdated:
-        return False
-    refuse_outdated(folder, config)
+    allowed = config.resume_with_changes
+    look = partial(what_lies_in, folder, identity, with_changes=allowed)
+    done, different = on_main(look, world)
+    if done or not different:
+        return done
+    refuse_outdated(folder, config, different)
     if world.is_main:
         log.info("%-13s is started again: %s is removed (overwrite=true)", name, folder)
         shutil.rmtree(folder)
     wait_for_all(world)
     return False
+
+
+def _finished_segment(export: Path, identity: Identity) -> dict[str, Any] | None:
+    """The progress at the end of a segment that is done; None where it is not.
+
+    One of other values, which is gone on from knowingly, becomes one of ours that says so.
+    """
+    found = read_export(export)
+    if found is None:
+        return None
+    progress: dict[str, Any] = found["progress"]
+    different = differences(identity_in(found), identity)
+    if different:
+        changes = [f"step {progress['step']}: {each}" for each in different]
+        progress["changes"] = [*progress.get("changes", []), *changes]
+        own = {"fingerprint": identity.fingerprint, "identity": identity.as_json()}
+        write_json(export / DETAILS, {**found, **own, "progress": progress})
+    return progress
 
 
 def _summarise(
@@ -240,6 +226,7 @@ def _summarise(
         "trained_parameters": run.trained_parameters,
         "train_loss_end": progress.train_loss,
         "validation": progress.validation,
+        "changes": progress.changes,
         "exported": exported(getattr(run.config, name)) if finished else None,
         "ranks": world.size,
         "precision": run.precision,

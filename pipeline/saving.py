@@ -31,6 +31,7 @@ from pipeline.config import CheckpointsConfig
 from pipeline.dist import agree_any, from_main, gather_json, wait_for_all
 from pipeline.durable import existing
 from pipeline.engine import Engine
+from pipeline.identity import Identity
 from pipeline.progress import Progress
 from pipeline.retention import Retention
 from pipeline.staging import choose_place, fresh, staging_places
@@ -68,13 +69,13 @@ class Saver:
         self,
         folder: Path,
         engine: Engine,
-        fingerprint: str,
+        identity: Identity,
         *,
         settings: CheckpointsConfig,
         retention: Retention,
     ) -> None:
         """folder: of the checkpoints. Clears what a killed run has left there and in staging."""
-        self._folder, self._engine, self._fingerprint = folder, engine, fingerprint
+        self._folder, self._engine, self._identity = folder, engine, identity
         self._retention, self._world = retention, engine.world
         self._places = staging_places(settings, folder)
         self._pending: _Pending | None = None
@@ -103,7 +104,7 @@ class Saver:
         # Folders first: DeepSpeed has to be entered by all ranks or by none.
         for work in (
             lambda: self._prepare(staging, writing),
-            lambda: write_checkpoint(staging, self._engine, progress, self._fingerprint),
+            lambda: write_checkpoint(staging, self._engine, progress, self._identity),
         ):
             failures = gather_json(self._attempt(work, staging)[1], world)
             if any(failures):

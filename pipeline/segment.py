@@ -27,9 +27,11 @@ from pipeline.data.loader import iterate
 from pipeline.dist import World, wait_for_all
 from pipeline.engine import resolve_precision
 from pipeline.export_files import ExportTensors, save_export
+from pipeline.identity import Identity
 from pipeline.models.lora import is_adapter
 from pipeline.phases import Segment, learning_rate
 from pipeline.progress import Progress
+from pipeline.resume import load_checkpoint
 from pipeline.retention import retention_of
 from pipeline.saving import Saver
 from pipeline.setup import Setup, set_up
@@ -48,12 +50,12 @@ class SegmentRun:
         segment: Segment,
         total: int,
         folder: Path,
-        fingerprint: str,
+        identity: Identity,
         world: World,
     ) -> None:
         self.config, self.name, self.segment, self.total = config, name, segment, total
         self.phase: PhaseConfig = getattr(config, name)
-        self.folder, self.fingerprint, self.world = folder, fingerprint, world
+        self.folder, self.identity, self.world = folder, identity, world
         self.precision = resolve_precision(config.precision, world.device)
         self.stop_reason: str | None = None
         self.trained_parameters = 0
@@ -102,8 +104,11 @@ class SegmentRun:
         newest = ckpt.choose_checkpoint(folder, first, last, self.world)
         if newest is None:
             return progress
-        loaded = ckpt.load_checkpoint(newest, setup.engine, self.fingerprint)
+        changes = self.config.resume_with_changes
+        loaded = load_checkpoint(newest, setup.engine, self.identity, with_changes=changes)
         log.info("%-13s goes on from %s", self.name, newest)
+        for each in loaded.changes:
+            log.info("%-13s changed on the way: %s", self.name, each)
         return loaded
 
     def _announce(self, setup: Setup, progress: Progress) -> None:
@@ -126,9 +131,10 @@ class SegmentRun:
         self, board: Board, setup: Setup, budget: int | None
     ) -> tuple[Preempt, Monitor, Settle, Evaluator, Checkpointer]:
         phase = self.phase
+        monitor = Monitor(board, self.name, total_steps=self.total, log_every=phase.log_every)
         return (
             Preempt(stop_after=budget),
-            Monitor(board, self.name, total_steps=self.total, log_every=phase.log_every),
+            monitor,
             Settle(self.name, phase, setup.blend),
             Evaluator(
                 board,
@@ -143,6 +149,7 @@ class SegmentRun:
                 RequestFile("SAVE", (self.folder, self.folder.parent), self.world),
                 every=phase.checkpoint_every,
                 attempts=self.config.checkpoints.attempts,
+                before_save=monitor.carry,
             ),
         )
 
@@ -150,7 +157,7 @@ class SegmentRun:
         return Saver(
             self.folder / "checkpoints",
             setup.engine,
-            self.fingerprint,
+            self.identity,
             settings=self.config.checkpoints,
             retention=retention_of(self.phase),
         )
@@ -172,7 +179,8 @@ class SegmentRun:
             }
             tensors |= setup.task.exported(trained)
             details = {
-                "fingerprint": self.fingerprint,
+                "fingerprint": self.identity.fingerprint,
+                "identity": self.identity.as_json(),
                 "phase": self.name,
                 "lora": asdict(self.config.llm.lora) if any(map(is_adapter, tensors)) else None,
             }

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from pipeline import dist
 from pipeline.config import Config
+from pipeline.determinism import make_deterministic
 from pipeline.errors import ConfigError, UserError
 from pipeline.recipe import load_recipe
 
@@ -45,6 +46,8 @@ def run_stage(
         if config.plan:
             say_plan(explain, config)
             return
+        if config.deterministic:
+            make_deterministic()
         world = dist.start()
         rank = world.rank
         configure_logging(speaks=world.is_main)

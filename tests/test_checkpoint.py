@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and which belong to another recipe."""
+"""Which checkpoint a run goes on from."""
 
 import logging
 from pathlib import Path
@@ -56,11 +56,3 @@ def test_when_none_is_good_the_run_does_not_start_from_scratch(tmp_path: Path) -
     for _ in range(2):  # nor at the second try
         with pytest.raises(CheckpointError, match="none of the 2 checkpoints in"):
             ckpt.choose_checkpoint(tmp_path, 0, 9, ALONE)
-
-
-def test_checkpoints_of_others_are_seen_even_beside_damaged_ones(tmp_path: Path) -> None:
-    put_checkpoint(tmp_path, 10)
-    truncate(put_checkpoint(tmp_path, 20) / "state.json")
-    assert ckpt.holds_other_checkpoints(tmp_path, "other")
-    assert not ckpt.holds_other_checkpoints(tmp_path, "f")
-    assert ckpt.holds_other_checkpoints(tmp_path, "f", ranks=2)

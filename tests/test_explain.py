@@ -25,8 +25,8 @@ from pipeline.models.placement import Placement
 from pipeline.models.st import build_st
 from pipeline.phases import Segment, encoder_groups, part_groups, segments
 from pipeline.progress import Progress
+from pipeline.provenance import identity_of_phase
 from pipeline.recipe import load_recipe
-from pipeline.run import fingerprint_of_phase
 from tests.helpers import REPOSITORY
 from tests.models.tiny import gpt2, multimodal
 from tests.small import build
@@ -189,14 +189,20 @@ def test_a_phase_starts_resumes_is_finished_or_refused(there: Config, tmp_path: 
     config = replace(there, runs=str(tmp_path / "runs"), name="states")
     folder = Path(config.runs) / config.name / "encoder_adapt"
     assert phase_standing(config).state == STARTS
-    fingerprint = fingerprint_of_phase(config, "encoder_adapt", ALONE, remember=False)
+    identity = identity_of_phase(config, "encoder_adapt", ALONE, remember=False)
+    fingerprint = identity.fingerprint
     layout = layout_of(read_ds_config("test", config.encoder_adapt.ds_config), "fp32")
-    put_checkpoint(folder / "checkpoints", 2, fingerprint=fingerprint, ranks=1, layout=layout)
+    state = {"identity": identity.as_json(), "ranks": 1, "layout": layout}
+    put_checkpoint(folder / "checkpoints", 2, **state)
     resumed = phase_standing(config)
     assert resumed.state == RESUMES and "at step 2 from" in resumed.detail
-    assert "start with 1" in phase_standing(config, ranks=2).detail
+    assert "rewritten from 1 to 2 rank(s)" in phase_standing(config, ranks=2).detail
     other = replace(config, encoder_adapt=replace(config.encoder_adapt, lr=0.5))
-    assert phase_standing(other).state == REFUSED
+    refused = phase_standing(other)
+    assert refused.state == REFUSED
+    assert "encoder_adapt.lr: 0.001 then, 0.5 now" in refused.detail
+    knowingly = phase_standing(replace(other, resume_with_changes=True))
+    assert knowingly.state == RESUMES and "lr: 0.001 then, 0.5 now" in knowingly.detail
     again = phase_standing(replace(other, overwrite=True))
     assert again.state == STARTS and "would be removed" in again.detail
     details = {"fingerprint": fingerprint, "phase": "encoder_adapt"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.hashes import content_hash, tensor_hash
+from pipeline.hashes import content_hashes, tensor_hash
 
 
 def test_content_decides_about_weights_not_their_place(tmp_path: Path) -> None:
@@ -12,11 +12,13 @@ def test_content_decides_about_weights_not_their_place(tmp_path: Path) -> None:
     for name, content in (("a", "one"), ("b", "one"), ("c", "two")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "w").write_text(content)
-    a, b, c = (content_hash(tmp_path / name, cache) for name in "abc")
+    a, b, c = (content_hashes(tmp_path / name, cache) for name in "abc")
     assert a == b != c
+    assert content_hashes(tmp_path / "a" / "w", cache) == {"": a["w"]}
+    (tmp_path / "b" / "README.md").write_text("words")
+    assert content_hashes(tmp_path / "b", cache) == a
     (tmp_path / "b" / "w").write_text("changed")
-    assert content_hash(tmp_path / "b", cache) != a
-    assert content_hash(Path("gpt2"), cache) == "gpt2"
+    assert content_hashes(tmp_path / "b", cache) != a
 
 
 def test_tensor_hash_sees_every_value() -> None:

@@ -4,6 +4,7 @@ Reads the source with `ast`, so it sees imports inside functions too and runs no
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "overrides",
         "progress",
         "recipe",
+        "determinism",
         "retention",
         "dist",
     ),
@@ -44,15 +46,21 @@ LAYERS: dict[int, tuple[str, ...]] = {
     5: (
         "zero",
         "ds_writer",
+        "slices",
+        "optimizer",
         "engine",
-        "memory",
-        "checkpoint",
+        "identity",
         "checkpoint_files",
+        "checkpoint_state",
+        "checkpoint",
         "saving",
         "staging",
+        "repartition",
+        "resume",
+        "memory",
     ),
     6: ("objectives", "validation", "captioning"),
-    7: ("trainer", "callbacks", "splits", "assemble"),
+    7: ("trainer", "callbacks", "splits", "provenance", "assemble"),
     8: ("evaluation", "chat", "interchange"),
     9: (
         "setup",
@@ -94,6 +102,12 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "aiohttp": ("data.remote",),
     "pickle": (),
 }
+# Numbers from the process's own generators, which each rank seeds for itself (segment.py). Nothing
+# but dropout may depend on them, or other ranks would see other data.
+DRAWS = re.compile(
+    r"random\.(?!Random$)\w+|(np|numpy)\.random\.(?!default_rng$|SeedSequence$)\w+"
+    r"|torch\.(rand|randn|randint|randperm|bernoulli|multinomial|normal)(_like)?"
+)
 # What torch.load(weights_only=True) raises: an error to catch, not a way to unpickle.
 HARMLESS = ("pickle.UnpicklingError",)
 
@@ -200,6 +214,9 @@ def call_faults(module: Module) -> Iterator[str]:
             weights_only = [key.value for key in node.keywords if key.arg == "weights_only"]
             if not any(isinstance(v, ast.Constant) and v.value is True for v in weights_only):
                 yield f"{module.name}:{node.lineno}: torch.load without weights_only=True"
+        own_generator = any(key.arg == "generator" for key in node.keywords)
+        if DRAWS.fullmatch(called) and not own_generator and module.name != "segment":
+            yield f"{module.name}:{node.lineno}: {called} depends on the rank: draw by the sample"
 
 
 @every_module
@@ -259,6 +276,10 @@ def test_the_evaluation_package_imports_nothing() -> None:
         ("checkpoint", "torch.load(path)", "without weights_only=True"),
         ("checkpoint", "torch.load(path, weights_only=False)", "without weights_only=True"),
         ("checkpoint", "torch.load(path, weights_only=True)", None),
+        ("data.reader", "noise = torch.randn(3)", "depends on the rank"),
+        ("data.reader", "flip = random.random() < 0.5", "depends on the rank"),
+        ("data.reader", "noise = torch.randn(3, generator=of_the_sample)", None),
+        ("data.plan", "np.random.default_rng(words)", None),
     ],
 )
 def test_the_rules_themselves(name: str, source: str, fault: str | None) -> None:

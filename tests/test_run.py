@@ -6,27 +6,58 @@ import pytest
 import torch
 
 from pipeline.config import Config
+from pipeline.errors import CheckpointError
 from pipeline.export_files import save_export
+from pipeline.identity import Identity
 from pipeline.progress import Progress
-from pipeline.run import what_lies_in
+from pipeline.run import refuse_outdated, what_lies_in
+from tests.stored import put_checkpoint
+
+OURS = Identity({"llm_tune.lr": 2e-4}, Identity({"seed": 0}))
+THEIRS = Identity({"llm_tune.lr": 1e-4}, Identity({"seed": 0}))
+DIFFERENCE = "llm_tune.lr: 0.0001 then, 0.0002 now"
+
+
+def put_export(folder: Path, identity: Identity) -> None:
+    details = {"fingerprint": identity.fingerprint, "identity": identity.as_json()}
+    save_export(folder, {"st.a": torch.ones(1)}, Progress(), details, Config())
 
 
 @pytest.mark.parametrize(
-    ("exports", "finished", "outdated"),
+    ("exports", "finished", "different"),
     [
-        ({}, False, False),
-        ({"export": "ours"}, True, False),
-        ({"export": "theirs"}, False, True),
-        ({"segment-0": "ours"}, False, False),  # stopped between two segments
-        ({"segment-0": "theirs"}, False, True),
-        ({"segment-0": "ours", "export": "ours"}, True, False),
+        ({}, False, []),
+        ({"export": OURS}, True, []),
+        ({"export": THEIRS}, False, [DIFFERENCE]),
+        ({"segment-0": OURS}, False, []),  # stopped between two segments
+        ({"segment-0": THEIRS}, False, [DIFFERENCE]),
+        ({"segment-0": OURS, "export": OURS}, True, []),
     ],
 )
 def test_what_another_recipe_has_left_is_never_taken_for_nothing(
-    exports: dict[str, str], finished: bool, outdated: bool, tmp_path: Path
+    exports: dict[str, Identity], finished: bool, different: list[str], tmp_path: Path
 ) -> None:
-    for name, fingerprint in exports.items():
-        details = {"fingerprint": fingerprint, "phase": "llm_tune"}
-        tensors = {"st.a": torch.ones(1)}
-        save_export(tmp_path / name, tensors, Progress(), details, Config())
-    assert what_lies_in(tmp_path, "ours", Config(), ranks=1) == (finished, outdated)
+    for name, identity in exports.items():
+        put_export(tmp_path / name, identity)
+    assert what_lies_in(tmp_path, OURS) == (finished, different)
+
+
+def test_the_newest_checkpoint_says_what_is_gone_on_from(tmp_path: Path) -> None:
+    put_checkpoint(tmp_path / "checkpoints", 10, identity=THEIRS.as_json())
+    assert what_lies_in(tmp_path, OURS) == (False, [DIFFERENCE])
+    assert what_lies_in(tmp_path, OURS, with_changes=True) == (False, [])
+    put_checkpoint(tmp_path / "checkpoints", 20, identity=OURS.as_json())  # gone on with knowingly
+    assert what_lies_in(tmp_path, OURS) == (False, [])
+
+
+def test_changes_are_for_what_is_half_way_not_for_what_is_finished(tmp_path: Path) -> None:
+    put_export(tmp_path / "segment-0", THEIRS)
+    with pytest.raises(CheckpointError, match="resume_with_changes=true to go on") as caught:
+        refuse_outdated(tmp_path, Config(), [DIFFERENCE])
+    assert DIFFERENCE in str(caught.value) and "\n" not in str(caught.value)
+    put_export(tmp_path / "export", THEIRS)
+    assert what_lies_in(tmp_path, OURS, with_changes=True) == (False, [DIFFERENCE])
+    with pytest.raises(CheckpointError) as caught:
+        refuse_outdated(tmp_path, Config(), [DIFFERENCE])
+    assert "resume_with_changes" not in str(caught.value)
+    refuse_outdated(tmp_path, Config(overwrite=True), [DIFFERENCE])

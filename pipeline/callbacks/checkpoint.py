@@ -6,6 +6,7 @@ are written is in `saving.py`.
 
 import logging
 import time
+from collections.abc import Callable
 
 from pipeline.callbacks.monitor import Board
 from pipeline.callbacks.requests import RequestFile
@@ -21,11 +22,20 @@ class Checkpointer:
     """One small agreement a step: whether a checkpoint was asked for, and whether one is ready."""
 
     def __init__(
-        self, saver: Saver, board: Board, request: RequestFile, *, every: int, attempts: int
+        self,
+        saver: Saver,
+        board: Board,
+        request: RequestFile,
+        *,
+        every: int,
+        attempts: int,
+        before_save: Callable[[Trainer], None],
     ) -> None:
-        """every: steps. attempts: failures in a row that end the run."""
+        """every: steps. attempts: failures in a row that end the run. before_save: puts what a
+        resumed run must know into its progress; every rank calls it.
+        """
         self._saver, self._board, self._request = saver, board, request
-        self._every, self._attempts = every, attempts
+        self._every, self._attempts, self._before_save = every, attempts, before_save
         self._saved_at = -1  # the step whose checkpoint is complete or under way
         self._failed = 0  # in a row
         self._asked = False  # by a file, for the one under way
@@ -55,6 +65,7 @@ class Checkpointer:
     def _save(self, trainer: Trainer, *, asked: bool = False) -> None:
         self._wait(trainer)  # at most one is under way
         began = time.perf_counter()
+        self._before_save(trainer)
         self._saved_at, self._asked = trainer.progress.step, asked
         failed = self._saver.begin(trainer.progress)
         self._stalled = time.perf_counter() - began

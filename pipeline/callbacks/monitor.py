@@ -6,6 +6,7 @@ alone; the `Monitor` reduces over ranks once every `log_every` steps, never in b
 
 import logging
 import resource
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,14 +15,30 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.dist import World, max_over_ranks, sum_over_ranks
+from pipeline.dist import World, gather_json, max_over_ranks, sum_over_ranks
 from pipeline.trainer import StepRecord, Trainer
 
 log = logging.getLogger("pipeline")
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """Over the steps of one point: what does not depend on how fast they were."""
+
+    steps: int = 0
+    loss_share: float = 0.0
+    padding: float = 0.0
+
+
+_NOTHING = _Sums()
+
+
 class Board:
-    """TensorBoard of one phase; steps that an earlier start did after `done` are hidden."""
+    """TensorBoard of one phase: one continuous curve, however often the phase is started.
+
+    Every point is handed to the system at once, so that what a killed run has shown before its last
+    checkpoint is there; what it has shown after that is hidden when this one begins at `done`.
+    """
 
     def __init__(self, folder: Path, world: World, *, done: int) -> None:
         self._writer = None
@@ -33,16 +50,19 @@ class Board:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
+            self._writer.flush()
 
     def text(self, name: str, value: str, step: int) -> None:
         """A text in Markdown."""
         if self._writer is not None:
             self._writer.add_text(name, value, step)
+            self._writer.flush()
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
         """An RGB picture."""
         if self._writer is not None:
             self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+            self._writer.flush()
 
     def close(self) -> None:
         """Writes out what is buffered."""
@@ -51,33 +71,66 @@ class Board:
 
 
 class Monitor:
-    """Scalars and one terminal line every `log_every` steps."""
+    """Scalars and one terminal line every `log_every` steps.
+
+    A point is the mean over its steps, also where a checkpoint lies between them: their sums go
+    with it.
+    """
 
     def __init__(self, board: Board, name: str, *, total_steps: int, log_every: int) -> None:
         self._board, self._name = board, name
         self._total, self._every = total_steps, log_every
         self._window: list[StepRecord] = []
+        self._carried = _NOTHING  # of the steps of this point that an earlier start has done
 
     def on_start(self, trainer: Trainer) -> None:
-        """Nothing to show yet."""
+        """Takes over what `carry` has left; another number of ranks leaves it to the first."""
+        unshown, world = trainer.progress.unshown, trainer.world
+        if not unshown:
+            return
+        losses = unshown["loss_shares"]
+        if len(losses) != world.size:
+            losses = [sum(losses)] + [0.0] * (world.size - 1)
+        self._carried = _Sums(int(unshown["steps"][0]), losses[world.rank], unshown["padding"][0])
+
+    def carry(self, trainer: Trainer) -> None:
+        """Puts the sums of the steps that are not shown yet into the progress, on every rank."""
+        sums = self._sums()
+        shares = gather_json(sums.loss_share, trainer.world)
+        trainer.progress.unshown = (
+            {"steps": [sums.steps], "loss_shares": shares, "padding": [sums.padding]}
+            if sums.steps
+            else {}
+        )
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Collects, and shows at the end of each window."""
         self._window.append(record)
         if record.step % self._every == 0 or trainer.finished:
-            self._show(trainer)
-            self._window = []
+            self._board.scalars(self._show(trainer), record.step)
+            self._window, self._carried = [], _NOTHING
 
     def on_stop(self, trainer: Trainer) -> None:
-        """Shows what an early stop left unshown."""
+        """A line of what an early stop leaves unshown; its point comes when the run goes on."""
         if self._window:
             self._show(trainer)
 
-    def _show(self, trainer: Trainer) -> None:
-        window, world = self._window, trainer.world
+    def _sums(self) -> "_Sums":
+        steps, loss_share, padding = (
+            self._carried.steps,
+            self._carried.loss_share,
+            self._carried.padding,
+        )
+        for each in self._window:
+            steps, padding = steps + 1, padding + each.padding
+            loss_share += float(each.loss_share)
+        return _Sums(steps, loss_share, padding)
+
+    def _show(self, trainer: Trainer) -> dict[str, float]:
+        """One terminal line; returns the point's scalars."""
+        window, world, sums = self._window, trainer.world, self._sums()
         elapsed = max(sum(each.seconds for each in window), 1e-9)
-        share = sum(float(each.loss_share) for each in window)
-        loss = sum_over_ranks([share], world)[0] / len(window)
+        loss = sum_over_ranks([sums.loss_share], world)[0] / sums.steps
         trainer.progress.train_loss = loss
         memory = max_over_ranks(_memory_gib(), world)
         records = sum(each.records for each in window)
@@ -92,7 +145,7 @@ class Monitor:
             "speed/target_tokens_per_second": sum(each.targets for each in window) / elapsed,
             "speed/step_seconds": elapsed / len(window),
             "data/wait_fraction": wait / elapsed,
-            "data/padding_fraction": sum(each.padding for each in window) / len(window),
+            "data/padding_fraction": sums.padding / sums.steps,
             "data/records_skipped": skipped,
             "data/texts_cut": trainer.progress.texts_cut,
             "memory/process_peak_gib": memory[0],
@@ -103,7 +156,6 @@ class Monitor:
             scalars[f"data/records/{name}"] = count
         for reason, count in trainer.progress.records_skipped.items():
             scalars[f"data/skipped/{reason.replace(' ', '_')}"] = count
-        self._board.scalars(scalars, last.step)
         left = timedelta(seconds=round(elapsed / len(window) * (self._total - last.step)))
         log.info(
             "%-13s step %*d/%d  eta %s  loss %.4f  %6.1f samples/s  %8.0f tokens/s  "
@@ -119,6 +171,7 @@ class Monitor:
             100 * wait / elapsed,
             f"  skipped {skipped}" if skipped else "",
         )
+        return scalars
 
 
 def _memory_gib() -> list[float]:

@@ -87,6 +87,8 @@ class Config:
     precision: str = one_of("auto", "auto", "bf16", "fp16", "fp32")
     make_missing: bool = False  # make missing shards, weights and predecessors first
     overwrite: bool = False  # start a phase again whose export is of another recipe
+    resume_with_changes: bool = False  # go on from what other values or data began, knowingly
+    deterministic: bool = False  # the same bits again on GPUs too, at some speed; CPUs give them
     plan: bool = False  # say what the stage would do, and stop (also --plan)
     plan_ranks: int | None = None  # plan for this many ranks; null = those of the launch
     paths: dict[str, str] = field(default_factory=dict)  # variables for the recipe's ${paths.x}

@@ -11,14 +11,17 @@ import torch
 
 from pipeline import checkpoint as ckpt
 from pipeline import ds_config as ds
+from pipeline.checkpoint_state import read_state
 from pipeline.config import Config, PhaseConfig
 from pipeline.dist import World
 from pipeline.engine import layout_of
 from pipeline.errors import ConfigError, UserError
 from pipeline.export_files import read_export
+from pipeline.identity import told
 from pipeline.phases import Segment, predecessor
+from pipeline.provenance import identity_of_phase
+from pipeline.resume import check_checkpoint
 from pipeline.run import (
-    fingerprint_of_phase,
     refuse_outdated,
     start_of,
     what_lies_in,
@@ -67,19 +70,24 @@ def _standing(
     traces = ("export", "segment-*", "checkpoints/step-*")
     if not any(any(folder.glob(each)) for each in traces):
         return Standing(STARTS, origin)
-    fingerprint = fingerprint_of_phase(config, name, ALONE, remember=False)
-    done, outdated = what_lies_in(folder, fingerprint, config, ranks)
+    identity = identity_of_phase(config, name, ALONE, remember=False)
+    allowed = config.resume_with_changes
+    done, different = what_lies_in(folder, identity, with_changes=allowed)
     if done:
         return Standing(FINISHED, f"{folder / 'export'} is of this recipe and is left alone")
-    if outdated:
-        refuse_outdated(folder, config)
+    if different:
+        refuse_outdated(folder, config, different)
         return Standing(STARTS, f"again; {folder} would be removed first (overwrite=true)")
-    step, source = _position(folder, fingerprint, segments)
+    step, source = _position(folder, segments)
     if source is None:
         return Standing(STARTS, origin)
     if source.name.startswith("step-"):
         layout = layout_of(ds.read_ds_config(name, phase.ds_config), precision)
-        ckpt.check_checkpoint(source, fingerprint, ranks, layout)
+        progress = check_checkpoint(source, identity, layout, with_changes=allowed)
+        written_by = read_state(source)["ranks"]
+        again = f", rewritten from {written_by} to {ranks} rank(s)" if written_by != ranks else ""
+        changed = f"; changed: {told(progress.changes)}" if progress.changes else ""
+        return Standing(RESUMES, f"at step {step:,} from {source}{again}{changed}")
     return Standing(RESUMES, f"at step {step:,} from {source}")
 
 
@@ -97,16 +105,13 @@ def _origin(config: Config, name: str, phase: PhaseConfig) -> str:
     return f"from {before}"
 
 
-def _position(
-    folder: Path, fingerprint: str, segments: tuple[Segment, ...]
-) -> tuple[int, Path | None]:
+def _position(folder: Path, segments: tuple[Segment, ...]) -> tuple[int, Path | None]:
     """The step that the phase goes on from, and the folder that it is read from."""
     step, source = 0, None
     for segment in segments:
         newest = ckpt.newest_checkpoint(folder / "checkpoints", segment.start, segment.stop - 1)
         if newest is not None:
             step, source = int(newest.name.removeprefix("step-")), newest
-        done = read_export(folder / f"segment-{segment.index}")
-        if done is not None and done["fingerprint"] == fingerprint:
+        if read_export(folder / f"segment-{segment.index}") is not None:
             step, source = segment.stop, folder / f"segment-{segment.index}"
     return step, source

@@ -16,16 +16,18 @@ import torch
 from torch import nn
 
 from pipeline import dist
-from pipeline.checkpoint import load_checkpoint
 from pipeline.config import CheckpointsConfig, PhaseConfig
 from pipeline.engine import Engine, dtype_of
+from pipeline.identity import Identity
 from pipeline.phases import Group
 from pipeline.progress import Progress
+from pipeline.resume import load_checkpoint
 from pipeline.retention import Retention
 from pipeline.saving import Saver
 from tests.tiny import TIGHT_ZERO3
 
 DECAY, STEPS, HALF = 0.7, 5, 2
+IDENTITY = Identity({})
 
 
 def build(stage: int, precision: str, folder: Path, world: dist.World) -> Engine:
@@ -73,7 +75,7 @@ def one(stage: int, precision: str, folder: Path, world: dist.World) -> dict[str
     path = save(folder / f"{stage}-{precision}", engine, Progress(HALF))
     engine.close()
     engine = build(stage, precision, folder, world)
-    load_checkpoint(path, engine, "f")
+    load_checkpoint(path, engine, IDENTITY)
     for number in range(HALF, STEPS):
         step(engine, number, precision)
     engine.settle()
@@ -93,7 +95,7 @@ def one(stage: int, precision: str, folder: Path, world: dist.World) -> dict[str
 def save(folder: Path, engine: Engine, progress: Progress) -> Path:
     """Writes a checkpoint and waits until it is complete."""
     settings, retention = CheckpointsConfig(), Retention(last=1)
-    saver = Saver(folder, engine, "f", settings=settings, retention=retention)
+    saver = Saver(folder, engine, IDENTITY, settings=settings, retention=retention)
     saver.begin(progress)
     saved = saver.finish()
     assert saved is not None and saved.failure is None

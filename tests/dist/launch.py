@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.helpers import REPOSITORY
@@ -14,9 +14,17 @@ _TIMEOUT = 400
 
 
 def launch(
-    script: str, arguments: Sequence[str], *, ranks: int, launcher: str = "deepspeed"
+    script: str,
+    arguments: Sequence[str],
+    *,
+    ranks: int,
+    launcher: str = "deepspeed",
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `script` (relative to the repository) on `ranks` processes; output is captured."""
+    """Runs `script` (relative to the repository) on `ranks` processes; output is captured.
+
+    variables: of the environment, besides and over those that all tests set.
+    """
     command = {
         "deepspeed": [str(BIN / "deepspeed"), "--master_port", _port(), "--num_gpus", str(ranks)],
         "torchrun": [
@@ -31,6 +39,7 @@ def launch(
         "OMP_NUM_THREADS": "1",
         "EIM_THREADS": "1",
         "PYTHONPATH": str(REPOSITORY),
+        **(variables or {}),
     }
     return subprocess.run(
         [*command, script, *arguments],

@@ -22,8 +22,9 @@ from pipeline.models.lora import is_adapter, merge
 from pipeline.models.placement import Placement
 from pipeline.objectives import LanguageTask
 from pipeline.preflight import check
+from pipeline.provenance import identity_of_phase
 from pipeline.recipe import load_recipe
-from pipeline.run import fingerprint_of_phase, run_phase
+from pipeline.run import run_phase
 from pipeline.splits import caption_dataset, open_split, share_of
 from pipeline.validation import language_metrics
 from tests.dist.launch import launch, succeeded
@@ -98,6 +99,10 @@ def export(runs: Path, name: str, phase: str) -> ExportTensors:
 def recipe_of(runs: Path, *changes: str) -> Config:
     measures = [f"{key}={value}" for key, value in MEASURES.items()]
     return load_recipe([f"recipe={runs.parent / 'tiny.yaml'}", "name=whole", *measures, *changes])
+
+
+def fingerprint(config: Config, phase: str) -> str:
+    return identity_of_phase(config, phase, WORLD).fingerprint
 
 
 @pytest.mark.parametrize("phase", TUNED)
@@ -217,7 +222,7 @@ def test_tuning_goes_on_from_adapters(runs: Path) -> None:
 
 def test_adapters_belong_to_what_tuning_learns_and_to_nothing_before(runs: Path) -> None:
     prints = {
-        change: [fingerprint_of_phase(recipe_of(runs, *change), name, WORLD) for name in PHASES]
+        change: [fingerprint(recipe_of(runs, *change), name) for name in PHASES]
         for change in ((), ("llm.lora.rank=3",), ("llm.lora.alpha=4",), ("llm_tune.ema=0",))
     }
     made = [(read_export(runs / "whole" / n / "export") or {})["fingerprint"] for n in PHASES]
@@ -227,7 +232,7 @@ def test_adapters_belong_to_what_tuning_learns_and_to_nothing_before(runs: Path)
         assert (found[2] == made[2]) == (change == ())
     for change in ("loss=infonce", "text=train", "ema=0", "merge_alpha=1"):
         config = recipe_of(runs, f"encoder_adapt.{change}")
-        assert fingerprint_of_phase(config, "encoder_adapt", WORLD) != made[0]
+        assert fingerprint(config, "encoder_adapt") != made[0]
 
 
 def test_wrong_targets_are_found_before_anything_is_trained(runs: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.config import PHASES
+from pipeline.export_files import ExportTensors
 from tests.dist.launch import launch, succeeded
 from tests.tiny import TIGHT_ZERO3, write_recipe
 
@@ -62,6 +63,20 @@ def test_two_gpus_over_nccl_equal_one(runs: Path) -> None:
     _run(runs.parent, [(phase, [recipe, "name=two"]) for phase in PHASES], gpus=2)
     for phase in PHASES:
         _agree(runs / "two", runs / "single", phase, tolerance=ROUNDING)
+
+
+@pytest.mark.parametrize("phase", ["encoder_adapt", "llm_tune"])
+def test_deterministic_runs_end_bit_for_bit_where_uninterrupted_ones_do(
+    runs: Path, phase: str
+) -> None:
+    alone = ["encoder_adapt.enabled=false", "st_align.enabled=false"]
+    recipe = [f"recipe={runs.parent / 'tiny.yaml'}", "deterministic=true", "precision=auto"]
+    recipe += alone if phase == "llm_tune" else []
+    for name, stop in (("once", []), ("twice", [f"{phase}.stop_after=3"]), ("twice", [])):
+        succeeded(launch(f"stages/{phase}.py", [*recipe, f"name={name}", *stop], ranks=1))
+    once, twice = (ExportTensors(runs / name / phase / "export") for name in ("once", "twice"))
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
 def test_captions_come_from_the_gpu(runs: Path) -> None:
