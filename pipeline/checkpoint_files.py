@@ -87,7 +87,7 @@ def complete(writing: Path, target: Path, files: dict[str, StoredFile]) -> None:
     sync(writing / MARK)
     sync(writing)
     if target.exists():
-        shutil.rmtree(target)
+        set_aside(target)
     writing.rename(target)
     sync(target.parent)
 

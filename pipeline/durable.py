@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole or not at all, in the run directory.
+"""Files that a crash leaves whole or not at all, and what there is of a path.
 
 Plain functions that raise OSError; those of the data, with advice and patience, are in
 `data/files.py`.
@@ -24,3 +24,9 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(each for each in (path, *path.parents) if each.exists())

@@ -15,10 +15,11 @@ from pipeline.captioning import end_ids
 from pipeline.config import PHASES, Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.dist import World, from_main
+from pipeline.durable import existing
 from pipeline.engine import check_precision, resolve_precision
 from pipeline.errors import CheckpointError, ConfigError, DataError, UserError
 from pipeline.evaluation.captions import check_metrics
-from pipeline.explain.budget import disk_free, disk_needed, existing, phase_disk
+from pipeline.explain.budget import disk_free, disk_needed, phase_disk
 from pipeline.explain.data import training_outlook
 from pipeline.explain.parts import sketch_language_model
 from pipeline.explain.phase import export_size, plan_phase

@@ -29,11 +29,12 @@ from pipeline.checkpoint_files import (
 )
 from pipeline.config import CheckpointsConfig
 from pipeline.dist import agree_any, from_main, gather_json, wait_for_all
+from pipeline.durable import existing
 from pipeline.engine import Engine
 from pipeline.identity import Identity
 from pipeline.progress import Progress
 from pipeline.retention import Retention
-from pipeline.staging import fresh, staging_folder
+from pipeline.staging import choose_place, fresh, staging_places
 
 _POLL_SECONDS = 0.02
 
@@ -54,6 +55,7 @@ class _Pending:
     """A checkpoint under way: the work of this rank's thread, and what is known so far."""
 
     step: int
+    staging: Path  # of this rank
     began: float
     work: Future[Any] | None = None
     bytes: int = 0
@@ -74,13 +76,14 @@ class Saver:
     ) -> None:
         """folder: of the checkpoints. Clears what a killed run has left there and in staging."""
         self._folder, self._engine, self._identity = folder, engine, identity
-        self._settings, self._retention = settings, retention
-        self._world = engine.world
+        self._retention, self._world = retention, engine.world
+        self._places = staging_places(settings, folder)
         self._pending: _Pending | None = None
         if self._world.is_main:
             clear_unfinished(folder)
         if self._world.local_rank == 0:
-            shutil.rmtree(self._staging().parent, ignore_errors=True)
+            for place in self._places:
+                shutil.rmtree(place, ignore_errors=True)
         wait_for_all(self._world)
 
     @property
@@ -95,8 +98,8 @@ class Saver:
         Returns how it ended where it has already failed. None may be under way.
         """
         assert self._pending is None, "one checkpoint at a time"
-        self._pending = _Pending(progress.step, time.perf_counter())
-        staging, world = self._staging(), self._world
+        world, staging = self._world, self._staging()
+        self._pending = _Pending(progress.step, staging, time.perf_counter())
         writing = writing_path(self._folder, progress.step)
         # Folders first: DeepSpeed has to be entered by all ranks or by none.
         for work in (
@@ -143,8 +146,9 @@ class Saver:
         return ended
 
     def _staging(self) -> Path:
-        needed = self._engine.checkpoint_bytes
-        return staging_folder(self._settings, self._folder, needed, self._world)
+        world = self._world
+        share = self._engine.checkpoint_bytes * world.local_size / world.size
+        return choose_place(self._places, self._folder, share) / f"rank-{world.rank:05d}"
 
     def _prepare(self, staging: Path, writing: Path) -> None:
         fresh(staging)
@@ -176,15 +180,14 @@ class Saver:
 
     def _end(self, failures: Sequence[str | None]) -> Saved:
         """Clears up, and says how it went."""
-        assert self._pending is not None
+        pending, self._pending = self._pending, None
+        assert pending is not None
         failure = next((each for each in failures if each), None)
-        staging = self._staging()
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(pending.staging, ignore_errors=True)
         with contextlib.suppress(OSError):  # other ranks of this node may not be through
-            staging.parent.rmdir()
+            pending.staging.parent.rmdir()
         if failure and self._world.is_main:
             clear_unfinished(self._folder)
-        pending, self._pending = self._pending, None
         seconds = time.perf_counter() - pending.began
         path = path_of(self._folder, pending.step)
         return Saved(pending.step, path, pending.bytes, seconds, failure)
@@ -196,9 +199,7 @@ def megabytes(count: float) -> str:
 
 
 def _free(folder: Path) -> str:
-    """The room at `folder`, or at what there is of its path."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    return megabytes(shutil.disk_usage(there).free)
+    return megabytes(shutil.disk_usage(existing(folder)).free)
 
 
 def _in_background(work: Callable[[], Any]) -> Future[Any]:

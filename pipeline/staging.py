@@ -6,35 +6,36 @@ not assume that staging and run lie on one file system, nor that the folder is a
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import CheckpointsConfig
-from pipeline.dist import World
+from pipeline.durable import existing
 from pipeline.hashes import fingerprint_of
 
-_SPARE = 1.2  # what else writes to the disk meanwhile
+_SPARE = 1.2  # for what else writes to the disk meanwhile
 
 
-def staging_folder(settings: CheckpointsConfig, run: Path, needed: float, world: World) -> Path:
-    """The folder of this rank alone; it need not exist.
+def staging_places(settings: CheckpointsConfig, run: Path) -> list[Path]:
+    """The folders of this node that may be used for checkpoints on their way to `run`, best first.
 
-    Args:
-        settings: names a folder of the node, or leaves the choice: $TMPDIR, which clusters point to
-            the node's own disk, where that is another file system than the run's with room enough.
-        run: the folder that checkpoints are moved to, which exists.
-        needed: bytes of a whole checkpoint.
-        world: whose node writes its ranks' share of it.
+    The one that the recipe names; else $TMPDIR, which clusters point to the node's own disk, and a
+    folder of the run. Each holds nothing but a folder for each rank.
     """
-    rank = f"rank-{world.rank:05d}"
     # One name for each user and run: nodes are shared.
     name = f"eim-{os.getuid()}-{fingerprint_of(str(run.resolve()))}"
-    share = needed * world.local_size / world.size
     if settings.staging is not None:
-        return Path(settings.staging) / name / rank
+        return [Path(settings.staging) / name]
     temporary = os.environ.get("TMPDIR")
-    if temporary and _roomy(Path(temporary), run, share):
-        return Path(temporary) / name / rank
-    return run / ".staging" / rank
+    return [*([Path(temporary) / name] if temporary else []), run / ".staging"]
+
+
+def choose_place(places: Sequence[Path], run: Path, needed: float) -> Path:
+    """The first of the places on another file system than `run` with room enough, or the last.
+
+    needed: bytes that the ranks of this node will write.
+    """
+    return next((each for each in places[:-1] if _roomy(each, run, needed)), places[-1])
 
 
 def fresh(folder: Path) -> None:
@@ -45,9 +46,10 @@ def fresh(folder: Path) -> None:
         each.chmod(0o700)
 
 
-def _roomy(temporary: Path, run: Path, needed: float) -> bool:
+def _roomy(place: Path, run: Path, needed: float) -> bool:
     try:
-        other = temporary.stat().st_dev != run.stat().st_dev
-        return other and shutil.disk_usage(temporary).free > _SPARE * needed
+        disk = place.parent
+        other = disk.is_dir() and disk.stat().st_dev != existing(run).stat().st_dev
+        return other and shutil.disk_usage(disk).free > _SPARE * needed
     except OSError:
         return False

@@ -38,6 +38,7 @@ class Checkpointer:
         self._every, self._attempts, self._before_save = every, attempts, before_save
         self._saved_at = -1  # the step whose checkpoint is complete or under way
         self._failed = 0  # in a row
+        self._asked = False  # by a file, for the one under way
         self._stalled = 0.0  # seconds that training stood still for the one under way
 
     def on_start(self, trainer: Trainer) -> None:
@@ -46,15 +47,13 @@ class Checkpointer:
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Saves at multiples of the interval and on request; sees to the one under way."""
-        asked, busy = sum_over_ranks([self._request.seen(), self._saver.busy], trainer.world)
+        wanted = self._request.seen() and not self._asked
+        asked, busy = sum_over_ranks([wanted, self._saver.busy], trainer.world)
         if not busy:
             self._tell(self._saver.advance(), trainer)
         due = record.step % self._every == 0
         if (due or asked) and not trainer.finished:
-            self._save(trainer)
-            if asked:
-                log.info("checkpoint    of step %d was asked for by a file SAVE", record.step)
-                self._request.done()
+            self._save(trainer, asked=bool(asked))
 
     def on_stop(self, trainer: Trainer) -> None:
         """Waits for the one under way, and saves where an early stop has left the run."""
@@ -63,13 +62,11 @@ class Checkpointer:
             self._save(trainer)
             self._wait(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer, *, asked: bool = False) -> None:
         self._wait(trainer)  # at most one is under way
-        if trainer.progress.step == self._saved_at:
-            return
         began = time.perf_counter()
         self._before_save(trainer)
-        self._saved_at = trainer.progress.step
+        self._saved_at, self._asked = trainer.progress.step, asked
         failed = self._saver.begin(trainer.progress)
         self._stalled = time.perf_counter() - began
         self._tell(failed, trainer)
@@ -84,6 +81,9 @@ class Checkpointer:
         """Logs how a checkpoint went; CheckpointError on all ranks after too many failures."""
         if ended is None:
             return
+        if self._asked:
+            self._request.done()
+            self._asked = False
         if ended.failure is None:
             self._failed = 0
             self._show(ended)

@@ -15,6 +15,7 @@ import torch
 from pipeline import ds_config as ds
 from pipeline.config import Config, PhaseConfig
 from pipeline.dist import World
+from pipeline.durable import existing
 from pipeline.explain.parts import Census
 from pipeline.explain.text import size, table
 from pipeline.memory import Memory, Parameters, checkpoint_bytes, training_memory
@@ -162,9 +163,3 @@ def disk_needed(phase: PhaseConfig, checkpoint: float, export: float) -> float:
 def disk_free(config: Config) -> float:
     """Bytes free where the runs are, or will be."""
     return float(shutil.disk_usage(existing(Path(config.runs))).free)
-
-
-def existing(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that is there."""
-    path = path.absolute()
-    return next(each for each in (path, *path.parents) if each.exists())
