@@ -17,18 +17,20 @@ import torch
 from pipeline.checkpoint_files import checkpoints, fault_in
 from pipeline.config import CheckpointsConfig
 from pipeline.dist import World
+from pipeline.identity import Identity
 from pipeline.progress import Progress
 from pipeline.retention import Retention
 from pipeline.saving import Saved, Saver
 
 NOBODY = 65534
+IDENTITY = Identity({})
 
 
 class Engine:
     """What a saver wants of an engine."""
 
     world = World(0, 1, 0, 1, torch.device("cpu"))
-    layout, checkpoint_bytes = "none", 3e6
+    layout, trains, checkpoint_bytes = "none", None, 3e6
 
     def save(self, folder: Path) -> None:
         (folder / "engine").mkdir()
@@ -38,7 +40,7 @@ class Engine:
 def saver(folder: Path) -> Saver:
     engine: Any = Engine()
     return Saver(
-        folder, engine, "f", settings=CheckpointsConfig(), retention=Retention(last=2, every=4)
+        folder, engine, IDENTITY, settings=CheckpointsConfig(), retention=Retention(last=2, every=4)
     )
 
 

@@ -29,17 +29,20 @@ from pipeline.checkpoint_files import checkpoints, fault_in
 from pipeline.config import CheckpointsConfig, PhaseConfig
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError
+from pipeline.identity import Identity
 from pipeline.phases import Group
 from pipeline.prerequisites import make_shards
 from pipeline.pretrain import pretrain
 from pipeline.progress import Progress
 from pipeline.recipe import load_recipe
+from pipeline.resume import load_checkpoint
 from pipeline.retention import Retention
 from pipeline.run import run_phase
 from pipeline.saving import Saved, Saver
 from pipeline.stage import configure_logging
 from tests.tiny import TIGHT_ZERO3, write_recipe
 
+IDENTITY = Identity({})
 WIDTH, HIDDEN = 64, 1 << 15  # 64 * 64 weights train, a thousand times as many do not
 
 
@@ -104,7 +107,7 @@ def under_one_stage(stage: int, folder: Path, staging: Path, world: dist.World) 
     engine.close()
 
     engine = build(stage, folder, world)
-    ckpt.load_checkpoint(there / "step-000001", engine, "f")
+    load_checkpoint(there / "step-000001", engine, IDENTITY)
     loaded, at_begin = engine.trained_tensors(), seen.pop("at begin")
     seen["is of its step"] = all(torch.equal(loaded[n], at_begin[n]) for n in loaded)
     saver = saver_of(engine, there, staging)
@@ -157,7 +160,7 @@ def on_a_slow_disk(saver: Saver, engine: Engine, there: Path, last: bool) -> dic
 def saver_of(engine: Engine, there: Path, staging: Path) -> Saver:
     """Two checkpoints are kept."""
     settings = CheckpointsConfig(staging=str(staging))
-    return Saver(there, engine, "f", settings=settings, retention=Retention(last=2))
+    return Saver(there, engine, IDENTITY, settings=settings, retention=Retention(last=2))
 
 
 def names(folder: Path) -> list[str]:
