@@ -26,6 +26,7 @@ from pipeline.data.features import CachedFeatures, encode_shards, feature_files
 from pipeline.data.loader import DecodedImages
 from pipeline.dist import World, wait_for_all
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.malloc import returning_freed_memory
 from pipeline.models.encoder import (
     Clip,
     ImageEncoder,
@@ -73,8 +74,9 @@ def build_caption_model(
     tokenizer = load_tokenizer(config.llm)
     chosen = family(config.family)
     if not chosen.SEES_IMAGES:
-        model = chosen.build(config, dtype=dtype, placement=placement, with_encoder=False)
-        overlay_parts(model, start, placement)
+        with returning_freed_memory():
+            model = chosen.build(config, dtype=dtype, placement=placement, with_encoder=False)
+            overlay_parts(model, start, placement)
         return CaptionModel(model, tokenizer, dict.fromkeys(splits, NO_IMAGES), NO_IMAGES)
     bare, transform = load_image_encoder(config.encoder, seed=config.seed)
     encoder = chosen.tower(config, bare)
@@ -88,15 +90,16 @@ def build_caption_model(
             for name in splits
         }
     width = encoder.width
-    model = chosen.build(
-        config,
-        dtype=dtype,
-        placement=placement,
-        with_encoder=not config.data.cache_features,
-        feature_width=width,
-        encoder=None if config.data.cache_features else encoder,
-    )
-    overlay_parts(model, start, placement)
+    with returning_freed_memory():
+        model = chosen.build(
+            config,
+            dtype=dtype,
+            placement=placement,
+            with_encoder=not config.data.cache_features,
+            feature_width=width,
+            encoder=None if config.data.cache_features else encoder,
+        )
+        overlay_parts(model, start, placement)
     return CaptionModel(model, tokenizer, images, plain)
 
 
