@@ -40,6 +40,7 @@ from pipeline.models.lora import check_settings, is_adapter, stable_name
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.official import STOP
 from pipeline.models.placement import WHOLE, Placement
+from pipeline.models.quantize import is_quantized
 from pipeline.models.tower import AdaptedTower
 from pipeline.splits import NO_IMAGES, Images, Split, decoded
 from pipeline.tasks import task_settings
@@ -186,6 +187,11 @@ def check_overlay(
                 f"the export holds {exported}, which this model does not have; use the recipe that "
                 f"made the export{adapters}, or another init_from="
             )
+        if is_quantized(named[name]):
+            raise CheckpointError(
+                f"the export holds trained values of {exported}, which llm.quantize holds in few "
+                "bits; set llm.quantize=none, or use another init_from="
+            )
         ours, theirs = tuple(placement.shape(named[name])), _shape(tensors, exported)
         if ours != theirs:
             raise CheckpointError(
@@ -315,7 +321,7 @@ def recipe_identity(
         "normalize": [encoder.normalize, encoder.scales],
         "max_tokens": config.data.max_tokens,
         "st": vars(config.st),
-        "llm": [hashes[2], config.llm.dropout],
+        "llm": [hashes[2], config.llm.dropout, config.llm.quantize],
     }
 
 

@@ -68,6 +68,16 @@ def check_inference_config(name: str, ds_config: str) -> None:
     _check_form(f"{name}.ds_config={ds_config}", read_ds_config(name, ds_config))
 
 
+def check_unpartitioned(name: str, ds_config: str, quantize: str) -> None:
+    """Raises ConfigError where a DeepSpeed JSON partitions weights that the recipe quantises."""
+    if zero_stage(read_ds_config(name, ds_config)) == 3:
+        raise ConfigError(
+            f"{name}.ds_config={ds_config}: ZeRO-3 cannot partition the weights of "
+            f"llm.quantize={quantize}; set {name}.ds_config=zero2 (null in evaluate), or "
+            "llm.quantize=none"
+        )
+
+
 def _check_form(where: str, loaded: dict[str, Any]) -> None:
     """Unknown keys (DeepSpeed would ignore a misspelt one) and a ZeRO stage that is none."""
     for key in loaded:

@@ -26,7 +26,7 @@ from pipeline.config import (
     PhaseConfig,
     PrepareConfig,
 )
-from pipeline.ds_config import check_ds_config, check_inference_config
+from pipeline.ds_config import check_ds_config, check_inference_config, check_unpartitioned
 from pipeline.errors import ConfigError
 from pipeline.exports import find_export, recipe_in
 from pipeline.overrides import dotlist_of, entries, expand, expand_paths, one_line, parse_overrides
@@ -106,6 +106,7 @@ def validate(config: Config) -> None:
     _check_segments(config)
     if config.evaluate.ds_config is not None:
         check_inference_config("evaluate", config.evaluate.ds_config)
+    _check_quantized(config)
 
 
 def phase_configs(config: Config) -> Iterator[tuple[str, PhaseConfig]]:
@@ -159,9 +160,7 @@ def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
                 f"{key}: {one_line(error)}; braces name a key of the recipe (${{paths.x}}), a "
                 "variable of the environment has none ($HOME)"
             ) from error
-        raise ConfigError(
-            f"{key}: {one_line(error)}; see pipeline/config/ for its type"
-        ) from error
+        raise ConfigError(f"{key}: {one_line(error)}; see pipeline/config/ for its type") from error
 
 
 def _task_defaults(*sources: DictConfig) -> DictConfig:
@@ -298,3 +297,16 @@ def _check_segments(config: Config) -> None:
                 f"llm_tune.segments[{index}].train={segment.train}: name at least one of "
                 f"{', '.join(known)}, each once"
             )
+
+
+def _check_quantized(config: Config) -> None:
+    """Weights in few bits are whole on every rank; the contrastive phase has no language model."""
+    if config.llm.quantize == "none":
+        return
+    held: list[tuple[str, str | None]] = [("evaluate", config.evaluate.ds_config)]
+    for name in PHASES[1:]:
+        phase: PhaseConfig = getattr(config, name)
+        held.append((name, phase.ds_config if phase.enabled else None))
+    for name, ds_config in held:
+        if ds_config is not None:
+            check_unpartitioned(name, ds_config, config.llm.quantize)

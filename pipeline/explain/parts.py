@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from pipeline import ds_config as ds
@@ -20,12 +21,18 @@ from pipeline.assemble import add_tower_adapters
 from pipeline.config import Config, EncoderAdaptConfig, EncoderConfig, LLMConfig, PhaseConfig
 from pipeline.engine import dtype_of
 from pipeline.errors import ConfigError
-from pipeline.explain.activations import language_activations, pair_activations, pair_logits
+from pipeline.explain.activations import (
+    language_activations,
+    pair_activations,
+    pair_logits,
+    tower_activations,
+)
 from pipeline.memory import Parameters, persistence_threshold
-from pipeline.models.encoder import LOCAL_DIR, ImageEncoder, depth_groups, sketch_clip
+from pipeline.models.encoder import LOCAL_DIR, ImageEncoder, sketch_clip
 from pipeline.models.families import family
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import Blueprint
+from pipeline.models.quantize import kept_inputs, quantized_sizes
 from pipeline.models.scratch import CLIP_CONFIG, write_configs
 from pipeline.phases import Group, Segment, as_segment_sees, encoder_groups, part_groups
 from pipeline.recipe import HOME
@@ -186,7 +193,7 @@ def _contrastive(
             texts=_texts(phase, captions),
             image_size=sketch.image_size,
             context=sketch.context_length,
-            layers=len(depth_groups(visual)) - 2 if phase.activation_checkpointing else 0,
+            recompute=phase.activation_checkpointing,
         )
     return Census(
         parts,
@@ -214,23 +221,54 @@ def _language(
     if encoder is not None:
         parts["encoder"] = replace(_count(encoder), held=model.encoder is not None)
     parts |= {part: _count(module) for part, module in modules.items()}
-    layers = int(getattr(model.llm.config.get_text_config(), "num_hidden_layers", 1))
     traced = None
     if captions is not None:
         traced = _traced(
-            language_activations,
+            _caption_activations,
             model,
-            rows=_texts(phase, captions),
-            prefix=chosen.slots(config),
-            tokens=config.data.max_tokens,
-            features=None if encoder is None else encoder.feature_shape,
-            layers=layers if phase.activation_checkpointing else 0,
+            encoder=encoder,
+            config=config,
+            phase=phase,
+            captions=captions,
         )
     activations, logits = traced or (None, None)
     parameters = _parameters(model, ds.read_ds_config(name, phase.ds_config))
+    few = quantized_sizes(model.llm, config.llm.quantize)
+    parameters = replace(parameters, quantized=few[0], quantized_bytes=few[1])
     cached = encoder is not None and model.encoder is None
     shape = encoder.feature_shape if encoder is not None and cached else None
     return Census(parts, _rates(groups), parameters, activations, logits, shape)
+
+
+def _caption_activations(
+    model: MultimodalLM,
+    *,
+    encoder: ImageEncoder | None,
+    config: Config,
+    phase: PhaseConfig,
+    captions: float,
+) -> tuple[int, int]:
+    """Bytes kept of one micro-batch, the image tower's among them, and bytes of logits and loss."""
+    kept, features = 0, None
+    images, recompute = phase.micro_batch, phase.activation_checkpointing
+    if model.encoder is not None:
+        size = sketch_clip(config.encoder).image_size * max(config.encoder.scales)
+        kept, features = tower_activations(
+            model.encoder, images=images, image_size=size, recompute=recompute
+        )
+    elif encoder is not None:
+        dtype = next(model.llm.parameters()).dtype
+        features = torch.empty(images, *encoder.feature_shape, dtype=dtype, device="meta")
+    body, logits = language_activations(
+        model,
+        rows=_texts(phase, captions),
+        prefix=family(config.family).slots(config),
+        tokens=config.data.max_tokens,
+        features=features,
+        recompute=recompute,
+        inputs_of=kept_inputs(model.llm, config.llm.quantize),
+    )
+    return kept + body, logits
 
 
 def _texts(phase: PhaseConfig, captions: float) -> int:
