@@ -79,9 +79,10 @@ def convert(config: Config, source: Path, out: Path) -> str:
             f"checkpoint={source}: a model of family {config.family} is no plain LLM that other "
             f"libraries load; its own tensors are in {source / WEIGHTS}, by name"
         )
-    if config.llm.quantize != NONE:
+    quantize = config.llm.quantize
+    if quantize != NONE:
         raise ConfigError(
-            f"checkpoint={source} was trained beside weights of llm.quantize={config.llm.quantize}; "
+            f"checkpoint={source} was trained beside weights of llm.quantize={quantize}; "
             "add llm.quantize=none to write the weights as they came, with LoRA merged into them "
             "(outputs differ by what the bits had rounded)"
         )
