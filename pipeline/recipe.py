@@ -106,7 +106,7 @@ def validate(config: Config) -> None:
     _check_segments(config)
     if config.evaluate.ds_config is not None:
         check_inference_config("evaluate", config.evaluate.ds_config)
-    _check_quantized(config)
+    check_unpartitioned(config)
 
 
 def phase_configs(config: Config) -> Iterator[tuple[str, PhaseConfig]]:
@@ -288,6 +288,11 @@ def _check_adapted_tower(config: Config) -> None:
 
 def _check_segments(config: Config) -> None:
     known = PARTS[config.family]
+    if config.llm_tune.encoder_lr is not None and "encoder_adapters" not in known:
+        raise ConfigError(
+            f"llm_tune.encoder_lr={config.llm_tune.encoder_lr}: family={config.family} trains "
+            "nothing of the tower in llm_tune; leave it null, or use family=lavin"
+        )
     for index, segment in enumerate(config.llm_tune.segments):
         if segment.train is None:
             continue
@@ -297,16 +302,3 @@ def _check_segments(config: Config) -> None:
                 f"llm_tune.segments[{index}].train={segment.train}: name at least one of "
                 f"{', '.join(known)}, each once"
             )
-
-
-def _check_quantized(config: Config) -> None:
-    """Weights in few bits are whole on every rank; the contrastive phase has no language model."""
-    if config.llm.quantize == "none":
-        return
-    held: list[tuple[str, str | None]] = [("evaluate", config.evaluate.ds_config)]
-    for name in PHASES[1:]:
-        phase: PhaseConfig = getattr(config, name)
-        held.append((name, phase.ds_config if phase.enabled else None))
-    for name, ds_config in held:
-        if ds_config is not None:
-            check_unpartitioned(name, ds_config, config.llm.quantize)
