@@ -36,6 +36,7 @@ from pipeline.models.quantize import kept_inputs, quantized_sizes
 from pipeline.models.scratch import CLIP_CONFIG, write_configs
 from pipeline.phases import Group, Segment, as_segment_sees, encoder_groups, part_groups
 from pipeline.recipe import HOME
+from pipeline.tasks import QUESTIONS
 
 T = TypeVar("T")
 
@@ -250,6 +251,7 @@ def _caption_activations(
 ) -> tuple[int, int]:
     """Bytes kept of one micro-batch, the image tower's among them, and bytes of logits and loss."""
     kept, features = 0, None
+    rows = phase.micro_batch if config.data.task == QUESTIONS else _texts(phase, captions)
     images, recompute = phase.micro_batch, phase.activation_checkpointing
     if model.encoder is not None:
         size = sketch_clip(config.encoder).image_size * max(config.encoder.scales)
@@ -261,7 +263,7 @@ def _caption_activations(
         features = torch.empty(images, *encoder.feature_shape, dtype=dtype, device="meta")
     body, logits = language_activations(
         model,
-        rows=_texts(phase, captions),
+        rows=rows,
         prefix=family(config.family).slots(config),
         tokens=config.data.max_tokens,
         features=features,

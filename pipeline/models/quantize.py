@@ -6,7 +6,6 @@ in that dtype, and whatever trains beside the weights does. transformers quantis
 on this process's device; it assumes that no rank holds less than the whole model (ZeRO below 3).
 """
 
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -63,8 +62,6 @@ def load_quantized(cfg: LLMConfig, like: PreTrainedModel) -> PreTrainedModel:
     model = load_whole(cfg, like, tensors=tensors, quantization_config=settings)
     if cfg.quantize == "4bit":
         _mind_cpus(model)
-    # It warns in every product that 8-bit rounds from half precision.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return model
 
 

@@ -43,6 +43,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         two.append(("llm_tune", [*stopped, "llm_tune.stop_after=3"]))
         two.append(("llm_tune", stopped))
         two.append(("evaluate", [recipe, f"name={family}-whole"]))
+        half = ["precision=bf16", f"llm_tune.init_from={start}", "llm_tune.max_steps=3"]
+        two.append(("llm_tune", [recipe, f"name={family}-half", *half]))
         tuned = f"evaluate.export={folder / 'runs' / f'{family}-whole' / 'llm_tune' / 'export'}"
         one.append(("evaluate", [recipe, f"name={family}-scored", tuned]))
         one.append(("evaluate", [recipe, f"name={family}-full", tuned, "llm.quantize=none"]))
@@ -78,6 +80,15 @@ def test_an_export_holds_what_trained_and_nothing_quantised(runs: Path, family: 
     assert all(each.dtype == torch.float32 for each in tuned.values())
     found = summary(runs / f"{family}-whole", "llm_tune")
     assert found["validation"]["end"]["loss"] < found["validation"]["start"]["loss"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_learns_what_full_precision_does(runs: Path, family: str) -> None:
+    full, half = (
+        scalars(runs / f"{family}-{name}", "llm_tune", "train/loss") for name in ("whole", "half")
+    )
+    assert len(half) == 3
+    assert all(abs(full[step] - loss) <= 0.03 * abs(loss) for step, loss in half.items())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
