@@ -21,8 +21,8 @@ from pipeline.errors import CheckpointError, ConfigError, DataError, UserError
 from pipeline.evaluation.captions import check_metrics
 from pipeline.explain.budget import disk_free, disk_needed, existing, phase_disk
 from pipeline.explain.data import training_outlook
-from pipeline.explain.parts import sketch_language_model
 from pipeline.explain.phase import export_size, plan_phase
+from pipeline.explain.sketches import sketch_language_model
 from pipeline.explain.text import size
 from pipeline.exports import DETAILS, WEIGHTS, is_export
 from pipeline.models.encoder import HUB, check_encoder, sketch_clip

@@ -15,8 +15,9 @@ from pipeline.ds_config import read_ds_config
 from pipeline.engine import layout_of
 from pipeline.explain.activations import kept_bytes, language_activations
 from pipeline.explain.budget import need
-from pipeline.explain.parts import census, with_sketches
+from pipeline.explain.parts import census
 from pipeline.explain.resolved import resolved_recipe
+from pipeline.explain.sketches import with_sketches
 from pipeline.explain.stages import explain_evaluate, explain_phase
 from pipeline.explain.standing import ALONE, FINISHED, OFF, REFUSED, RESUMES, STARTS, standing
 from pipeline.models.clipcap import ClipCap, parts

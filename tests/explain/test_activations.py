@@ -25,7 +25,8 @@ from pipeline.explain.activations import (
     pair_activations,
     tower_activations,
 )
-from pipeline.explain.parts import census, with_sketches
+from pipeline.explain.parts import census
+from pipeline.explain.sketches import with_sketches
 from pipeline.models.tower import AdaptedTower, make_tower_adapters
 from pipeline.phases import Segment
 from pipeline.recipe import load_recipe
@@ -168,6 +169,17 @@ def test_modules_that_keep_their_input_all_the_same_are_counted() -> None:
     assert plain == rows.nbytes  # for the first one's own gradient
     assert kept_bytes(model, lambda: model(rows), inputs_of=[second]) == plain + 3 * 8 * 4
     assert kept_bytes(model, lambda: model(rows), inputs_of=[first]) == plain
+
+
+def test_a_question_is_one_text_however_many_captions_are_usual(tmp_path: Path) -> None:
+    config = load_recipe([f"recipe={write_questions(tmp_path, 'lavin')}"])
+    with with_sketches(config) as sketched:
+        segment = Segment(0, ("st",), 0, 1, 1.0)
+        five, one = (
+            census(sketched, "llm_tune", segment, precision="fp32", captions=each, ranks=1)
+            for each in (5, 1)
+        )
+    assert five.activations == one.activations and five.logits == one.logits
 
 
 def test_a_segment_that_trains_the_towers_adapters_needs_their_activations(tmp_path: Path) -> None:
