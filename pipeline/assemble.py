@@ -20,6 +20,7 @@ from pipeline.dist import World, wait_for_all
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.export_files import IMPORTED, ExportTensors, read_export
 from pipeline.hashes import fingerprint_of, tensor_hash
+from pipeline.malloc import returning_freed_memory
 from pipeline.models.encoder import (
     Clip,
     ImageEncoder,
@@ -33,6 +34,7 @@ from pipeline.models.lora import check_settings, is_adapter, stable_name
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.official import STOP
 from pipeline.models.placement import WHOLE, Placement
+from pipeline.models.quantize import is_quantized
 from pipeline.models.tower import AdaptedTower
 from pipeline.splits import NO_IMAGES, Images, Split, decoded
 
@@ -66,8 +68,9 @@ def build_caption_model(
     tokenizer = load_tokenizer(config.llm)
     chosen = family(config.family)
     if not chosen.SEES_IMAGES:
-        model = chosen.build(config, dtype=dtype, placement=placement, with_encoder=False)
-        overlay_parts(model, start, placement)
+        with returning_freed_memory():
+            model = chosen.build(config, dtype=dtype, placement=placement, with_encoder=False)
+            overlay_parts(model, start, placement)
         return CaptionModel(model, tokenizer, dict.fromkeys(splits, NO_IMAGES), NO_IMAGES)
     bare, transform = load_image_encoder(config.encoder, seed=config.seed)
     encoder = chosen.tower(config, bare)
@@ -81,15 +84,16 @@ def build_caption_model(
             for name in splits
         }
     width = encoder.width
-    model = chosen.build(
-        config,
-        dtype=dtype,
-        placement=placement,
-        with_encoder=not config.data.cache_features,
-        feature_width=width,
-        encoder=None if config.data.cache_features else encoder,
-    )
-    overlay_parts(model, start, placement)
+    with returning_freed_memory():
+        model = chosen.build(
+            config,
+            dtype=dtype,
+            placement=placement,
+            with_encoder=not config.data.cache_features,
+            feature_width=width,
+            encoder=None if config.data.cache_features else encoder,
+        )
+        overlay_parts(model, start, placement)
     return CaptionModel(model, tokenizer, images, plain)
 
 
@@ -175,6 +179,11 @@ def check_overlay(
             raise CheckpointError(
                 f"the export holds {exported}, which this model does not have; use the recipe that "
                 f"made the export{adapters}, or another init_from="
+            )
+        if is_quantized(named[name]):
+            raise CheckpointError(
+                f"the export holds trained values of {exported}, which llm.quantize holds in few "
+                "bits; set llm.quantize=none, or use another init_from="
             )
         ours, theirs = tuple(placement.shape(named[name])), _shape(tensors, exported)
         if ours != theirs:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import PhaseConfig
+from pipeline.config import PHASES, Config, PhaseConfig
 from pipeline.errors import ConfigError
 
 FOLDER = Path(__file__).resolve().parents[1] / "ds_configs"
@@ -66,6 +66,26 @@ def check_ds_config(name: str, phase: PhaseConfig) -> None:
 def check_inference_config(name: str, ds_config: str) -> None:
     """Raises ConfigError when a DeepSpeed JSON for inference is missing, broken or misspelt."""
     _check_form(f"{name}.ds_config={ds_config}", read_ds_config(name, ds_config))
+
+
+def check_unpartitioned(config: Config) -> None:
+    """Raises ConfigError where a DeepSpeed JSON partitions weights that the recipe quantises.
+
+    The contrastive phase has no language model, and may partition what it has.
+    """
+    if config.llm.quantize == "none":
+        return
+    phases: dict[str, PhaseConfig] = {name: getattr(config, name) for name in PHASES[1:]}
+    held = {name: phase.ds_config for name, phase in phases.items() if phase.enabled}
+    if config.evaluate.ds_config is not None:
+        held["evaluate"] = config.evaluate.ds_config
+    for name, ds_config in held.items():
+        if zero_stage(read_ds_config(name, ds_config)) == 3:
+            raise ConfigError(
+                f"{name}.ds_config={ds_config}: ZeRO-3 cannot partition the weights of "
+                f"llm.quantize={config.llm.quantize}; set {name}.ds_config="
+                f"{'null' if name == 'evaluate' else 'zero2'}, or llm.quantize=none"
+            )
 
 
 def _check_form(where: str, loaded: dict[str, Any]) -> None:

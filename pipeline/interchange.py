@@ -26,6 +26,7 @@ from pipeline.models.imports import read_reference
 from pipeline.models.llm import llm_width, load_llm, load_tokenizer
 from pipeline.models.lora import merge
 from pipeline.models.placement import Placement
+from pipeline.models.quantize import NONE
 from pipeline.progress import Progress
 
 
@@ -71,13 +72,20 @@ def convert(config: Config, source: Path, out: Path) -> str:
     """An export of ours as llm/, st.safetensors with st.json, and, where it was adapted, encoder/.
 
     `out` appears by rename, complete or not at all. ConfigError for a family whose language model
-    is no plain one.
+    is no plain one, and where its weights would be quantised.
     """
     check_adapters(config, source)
     if config.family not in ("clipcap", "text"):
         raise ConfigError(
             f"checkpoint={source}: a model of family {config.family} is no plain LLM that other "
             f"libraries load; its own tensors are in {source / WEIGHTS}, by name"
+        )
+    quantize = config.llm.quantize
+    if quantize != NONE:
+        raise ConfigError(
+            f"checkpoint={source} was trained beside weights of llm.quantize={quantize}; "
+            "add llm.quantize=none to write the weights as they came, with LoRA merged into them "
+            "(outputs differ by what the bits had rounded)"
         )
     tensors = ExportTensors(source)
     st = {name.removeprefix("st."): tensors[name] for name in tensors if name.startswith("st.")}

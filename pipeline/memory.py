@@ -1,9 +1,10 @@
 """Memory of a rank and size on disk of a run before it starts: parameters in, bytes out.
 
-Pure arithmetic on the way this project uses DeepSpeed: all parameters in the compute dtype, float32
-masters and both Adam moments of what trains. It knows neither models nor devices, and it counts
-tensors: a CUDA context (0.5 to 2 GiB), NCCL's buffers (1 to 2 GiB) and the allocator's gaps come on
-top. `tests/dist/test_memory.py` holds it against the tensors that DeepSpeed really allocates.
+Pure arithmetic on the way this project uses DeepSpeed: all parameters in the compute dtype (but for
+quantised ones), float32 masters and both Adam moments of what trains. It knows neither models nor
+devices, and it counts tensors: a CUDA context (0.5 to 2 GiB), NCCL's buffers (1 to 2 GiB) and the
+allocator's gaps come on top. `tests/dist/test_memory.py` holds it against the tensors that
+DeepSpeed really allocates.
 """
 
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ class Parameters:
     frozen: int
     largest: int = 0  # of the module whose own parameters are most: gathered at once
     small: int = 0  # in tensors that ZeRO-3 never partitions (see `persistence_threshold`)
+    quantized: int = 0  # of the frozen, held in few bits; then nothing is partitioned
+    quantized_bytes: float = 0.0  # that these take, their scales included
 
     @property
     def all(self) -> int:
@@ -77,7 +80,8 @@ def training_memory(
     stage = int(zero.get("stage", 0))
     size, trained = BYTES[precision], parameters.trained
     share = 1 if stage == 0 else ranks
-    weights = size * parameters.all / (ranks if stage == 3 else 1)
+    whole = size * (parameters.all - parameters.quantized) + parameters.quantized_bytes
+    weights = whole / (ranks if stage == 3 else 1)
     gathered = size * _gathered(parameters, zero) * (1 - 1 / ranks) if stage == 3 else 0.0
     gradients = size * trained / (ranks if stage >= 2 else 1)
     if size < 4:  # cast for the optimizer, under ZeRO-3 one sub-group after the other

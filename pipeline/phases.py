@@ -112,6 +112,7 @@ def as_baseline(config: Config, records: int) -> Config:
         segments=[SegmentConfig(train=parts, epochs=seen / records)],
         max_steps=None,
         st_lr=None,
+        encoder_lr=None,
         label_smoothing=0.0,
         ema=0.0,
     )
@@ -245,8 +246,9 @@ def part_groups(
             f"name some of {', '.join(parts)}, or switch it on in the recipe"
         )
     rates = dict.fromkeys(parts, 1.0)
-    if isinstance(phase, LLMTuneConfig) and phase.st_lr is not None:
-        rates["st"] = phase.st_lr / phase.lr
+    if isinstance(phase, LLMTuneConfig):
+        own = {"st": phase.st_lr, "encoder_adapters": phase.encoder_lr}
+        rates |= {part: lr / phase.lr for part, lr in own.items() if lr is not None}
     for module in parts.values():
         module.requires_grad_(False)
     groups = [Group(part, trainable(parts[part]), rates[part]) for part in segment.train]

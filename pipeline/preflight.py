@@ -21,8 +21,8 @@ from pipeline.errors import CheckpointError, ConfigError, DataError, UserError
 from pipeline.evaluation.captions import check_metrics
 from pipeline.explain.budget import disk_free, disk_needed, phase_disk
 from pipeline.explain.data import training_outlook
-from pipeline.explain.parts import sketch_language_model
 from pipeline.explain.phase import export_size, plan_phase
+from pipeline.explain.sketches import sketch_language_model
 from pipeline.explain.text import size
 from pipeline.export_files import ExportTensors
 from pipeline.exports import DETAILS, WEIGHTS, is_export
@@ -37,8 +37,9 @@ from pipeline.models.llm import (
     load_tokenizer,
 )
 from pipeline.models.placement import Blueprint
+from pipeline.models.quantize import NONE, check_quantization
 from pipeline.models.st import build_st
-from pipeline.phases import encoder_groups, phases_before
+from pipeline.phases import encoder_groups, phases_before, segments
 from pipeline.splits import open_split, open_training
 from pipeline.tasks import QUESTIONS, question_format
 
@@ -146,6 +147,22 @@ def _language_model(config: Config, world: World, until: str) -> None:
     end_ids(tokenizer, config.evaluate.stop)
 
 
+def _quantized(config: Config, world: World, until: str) -> None:
+    """Weights can be held in few bits here, and nothing trains them."""
+    quantize = config.llm.quantize
+    if quantize == NONE:
+        return
+    check_quantization(config.llm)
+    for name, _ in _enabled(config):
+        trained = (part for each in segments(config, name, 1) for part in each.train)
+        if "llm" in trained and not config.llm.lora.rank:
+            raise ConfigError(
+                f"llm.quantize={quantize}: {name} trains llm, but weights in few bits cannot "
+                "train; train adapters on them (llm.lora.rank=8), leave llm out of "
+                f"{name}.segments, or set llm.quantize=none"
+            )
+
+
 def _sizes(config: Config, world: World, until: str) -> None:
     """Prefix, text and captions fit the context; the ST fits the language model."""
     if config.data.task == QUESTIONS:
@@ -251,6 +268,7 @@ _CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"shards"}), _batches),
     (frozenset({"clip"}), _encoder),
     (frozenset({"llm"}), _language_model),
+    (frozenset(), _quantized),
     (frozenset(), _blocks),
     (frozenset(), _sizes),
     (frozenset(), _exports),

@@ -13,7 +13,7 @@ from pipeline.data.prepare import prepare
 from pipeline.data.remote import is_remote
 from pipeline.data.settings import check_prepared
 from pipeline.dist import World, on_main
-from pipeline.explain.parts import unmade_weights, with_sketches
+from pipeline.explain.sketches import unmade_weights, with_sketches
 from pipeline.phases import phases_before
 from pipeline.preflight import check, check_scores
 from pipeline.pretrain import pretrain

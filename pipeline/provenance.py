@@ -110,6 +110,7 @@ def _of_recipe(config: Config, cache: Path, *, language: bool, remember: bool) -
         "encoder.normalize": encoder.normalize,
         "encoder.scales": encoder.scales,
         "llm.dropout": config.llm.dropout,
+        "llm.quantize": config.llm.quantize,
     }
 
 

@@ -26,7 +26,7 @@ from pipeline.config import (
     PhaseConfig,
     PrepareConfig,
 )
-from pipeline.ds_config import check_ds_config, check_inference_config
+from pipeline.ds_config import check_ds_config, check_inference_config, check_unpartitioned
 from pipeline.errors import ConfigError
 from pipeline.exports import find_export, recipe_in
 from pipeline.overrides import dotlist_of, entries, expand, expand_paths, one_line, parse_overrides
@@ -107,6 +107,7 @@ def validate(config: Config) -> None:
     _check_segments(config)
     if config.evaluate.ds_config is not None:
         check_inference_config("evaluate", config.evaluate.ds_config)
+    check_unpartitioned(config)
 
 
 def phase_configs(config: Config) -> Iterator[tuple[str, PhaseConfig]]:
@@ -289,6 +290,11 @@ def _check_adapted_tower(config: Config) -> None:
 
 def _check_segments(config: Config) -> None:
     known = PARTS[config.family]
+    if config.llm_tune.encoder_lr is not None and "encoder_adapters" not in known:
+        raise ConfigError(
+            f"llm_tune.encoder_lr={config.llm_tune.encoder_lr}: family={config.family} trains "
+            "nothing of the tower in llm_tune; leave it null, or use family=lavin"
+        )
     for index, segment in enumerate(config.llm_tune.segments):
         if segment.train is None:
             continue

@@ -13,8 +13,9 @@ from pipeline.ds_config import read_ds_config
 from pipeline.engine import layout_of
 from pipeline.explain.activations import kept_bytes, language_activations
 from pipeline.explain.budget import need
-from pipeline.explain.parts import census, with_sketches
+from pipeline.explain.parts import census
 from pipeline.explain.resolved import resolved_recipe
+from pipeline.explain.sketches import with_sketches
 from pipeline.explain.stages import explain_evaluate, explain_phase
 from pipeline.explain.standing import ALONE, FINISHED, OFF, REFUSED, RESUMES, STARTS, standing
 from pipeline.export_files import save_export
@@ -115,9 +116,10 @@ def test_activations_on_the_meta_device_are_those_of_a_real_forward_pass() -> No
     real = multimodal(gpt2())
     with torch.device("meta"):
         sketched = multimodal(gpt2())
-    sizes = {"rows": 3, "prefix": 3, "tokens": 5, "features": (6,), "layers": 0}
-    body, logits = language_activations(sketched, **sizes)
     features = torch.randn(3, 6)
+    body, logits = language_activations(
+        sketched, rows=3, prefix=3, tokens=5, features=features.to("meta")
+    )
 
     def forward() -> torch.Tensor:
         embeds = torch.cat(
@@ -130,16 +132,17 @@ def test_activations_on_the_meta_device_are_those_of_a_real_forward_pass() -> No
 
 
 def test_a_frozen_model_keeps_less_and_recomputation_less_still() -> None:
-    def body(*, frozen: bool, layers: int) -> int:
+    def body(*, frozen: bool, recompute: bool = False) -> int:
         with torch.device("meta"):
-            model = multimodal(gpt2(n_layer=8))
+            model, features = multimodal(gpt2(n_layer=8)), torch.empty(2, 6)
         model.llm.requires_grad_(not frozen)
-        sizes = {"rows": 2, "prefix": 3, "tokens": 5, "features": (6,)}
-        return language_activations(model, **sizes, layers=layers)[0]
+        return language_activations(
+            model, rows=2, prefix=3, tokens=5, features=features, recompute=recompute
+        )[0]
 
-    whole = body(frozen=False, layers=0)
-    assert body(frozen=True, layers=0) < whole
-    assert body(frozen=False, layers=8) < whole / 2
+    whole = body(frozen=False)
+    assert body(frozen=True) < whole
+    assert body(frozen=False, recompute=True) < whole / 2
 
 
 def test_small_weights_that_are_still_to_be_made_are_counted(tmp_path: Path) -> None:

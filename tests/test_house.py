@@ -26,6 +26,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "exports",
         "export_files",
         "hashes",
+        "malloc",
         "overrides",
         "progress",
         "recipe",

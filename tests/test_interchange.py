@@ -34,6 +34,7 @@ from pipeline.recipe import load_recipe
 from pipeline.splits import open_split
 from tests.untrained import write_untrained
 
+UNPARTITIONED = ("st_align.ds_config=zero2", "llm_tune.ds_config=zero2")
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
@@ -204,6 +205,10 @@ def test_an_import_reads_back_as_the_same_model(folder: Path) -> None:
         (["official={f}/official.pt", "out={f}/imported"], "is not an empty folder; name another"),
         (["official={f}/official.pt", "out={f}/new", "st.hidden=7"], r"set st\.hidden=64$"),
         (["checkpoint={f}/weights", "out={f}/new"], "checkpoint=.*weights holds no finished exp"),
+        (
+            ["checkpoint={f}/imported", "out={f}/new", "llm.quantize=8bit", *UNPARTITIONED],
+            r"trained beside weights of llm\.quantize=8bit; add llm\.quantize=none",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(

@@ -35,6 +35,13 @@ def test_all_of_it_training_on_one_rank_takes_what_the_zero_paper_counts() -> No
     assert found.weights + found.gradients + found.optimizer == (2 + 2 + 12 + 4) * LLAMA
 
 
+def test_weights_in_few_bits_take_what_they_are_said_to() -> None:
+    few = Parameters(10**6, LLAMA, quantized=LLAMA - 10**8, quantized_bytes=3.4e9)
+    found, full = (memory("zero2", each) for each in (few, Parameters(10**6, LLAMA)))
+    assert found.weights == 2 * (10**8 + 10**6) + 3.4e9
+    assert (found.gradients, found.optimizer) == (full.gradients, full.optimizer)
+
+
 @pytest.mark.parametrize("ds_config", ["zero1", "zero2", "zero3"])
 def test_more_ranks_never_need_more_memory_each(ds_config: str) -> None:
     totals = [

@@ -77,10 +77,12 @@ def test_the_baseline_sees_as_many_records_with_the_measures_off(records: int) -
     config.st_align.epochs = 1
     config.llm_tune.segments = [SegmentConfig(epochs=1), SegmentConfig(epochs=2)]
     config.llm_tune.label_smoothing, config.llm_tune.st_lr = 0.1, 1.0
+    config.llm_tune.encoder_lr = 1.0
     config.llm_tune.init_from = "the/EIM/run/export"
     base = as_baseline(config, records)
     assert not base.encoder_adapt.enabled and not base.st_align.enabled
     assert (base.llm_tune.label_smoothing, base.llm_tune.st_lr) == (0.0, None)
+    assert base.llm_tune.encoder_lr is None
     assert base.llm_tune.init_from is None
     per_epoch = math.ceil(records / base.llm_tune.global_batch)
     (only,) = segments(base, "llm_tune", per_epoch)
@@ -154,6 +156,16 @@ def test_frozen_means_frozen_and_rates_are_the_parts_own() -> None:
     part_groups(parts, Segment(0, ("st",), 0, 1, 1.0), phase)
     assert not any(p.requires_grad for p in parts["llm"].parameters())
     assert torch.all(torch.tensor([p.requires_grad for p in parts["st"].parameters()]))
+
+
+@pytest.mark.parametrize("own", [None, 4e-5])
+def test_adapters_in_the_tower_have_a_rate_of_their_own(own: float | None) -> None:
+    parts = {part: nn.Linear(2, 2) for part in ("encoder_adapters", "st", "adapters")}
+    phase = LLMTuneConfig(lr=1e-5, st_lr=1e-3, encoder_lr=own)
+    groups = part_groups(parts, Segment(0, tuple(parts), 0, 1, 1.0), phase)
+    scales = {each.name: each.lr_scale for each in groups}
+    expected = {"encoder_adapters": 1.0 if own is None else 4.0, "st": 100.0, "adapters": 1.0}
+    assert scales == pytest.approx(expected)
 
 
 def test_of_a_part_with_adapters_only_these_train() -> None:

@@ -61,6 +61,7 @@ def test_a_recipe_that_works_is_not_refused(folder: Path, until: str) -> None:
     assert answer(folder, "evaluate.metrics=[quick_cider]", until=until) is None
 
 
+UNPARTITIONED = ["st_align.ds_config=zero2", "llm_tune.ds_config=zero2"]
 WRONG = {
     "no shards": (["data.shards=/nowhere"], "run stages/prepare.py"),
     "no folder of shards": (["data.shards="], "data.shards is empty"),
@@ -103,6 +104,19 @@ WRONG = {
     "a plan for nobody": (["plan_ranks=0"], "plan_ranks=0 must be 1 or more"),
     "betas": (["llm_tune.betas=[0.9, 1.0]"], "must be two numbers in [0, 1)"),
     "eps": (["llm_tune.eps=0"], "llm_tune.eps=0.0 must be above zero"),
+    "a number of bits": (["llm.quantize=4"], "is unknown; known: 4bit, 8bit, none"),
+    "weights in few bits and ZeRO-3": (
+        ["llm.quantize=4bit", "st_align.ds_config=zero3"],
+        "ZeRO-3 cannot partition the weights of llm.quantize=4bit; set st_align.ds_config=zero2",
+    ),
+    "an evaluation of them in partitions": (
+        [*UNPARTITIONED, "llm.quantize=4bit", "evaluate.ds_config=zero3"],
+        "evaluate.ds_config=zero3: ZeRO-3 cannot partition",
+    ),
+    "weights in few bits that train": (
+        [*UNPARTITIONED, "llm.quantize=8bit"],
+        "llm_tune trains llm, but weights in few bits cannot train; train adapters on them",
+    ),
 }
 
 
@@ -115,6 +129,24 @@ def test_a_wrong_recipe_is_one_line_with_its_remedy(
     assert expected in message
     key = arguments[-1].partition("=")[0]
     assert key.split(".")[-1] in message  # it names the key
+
+
+def test_weights_in_few_bits_are_asked_for_where_nothing_trains_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [*UNPARTITIONED, "llm.quantize=4bit"]
+    monkeypatch.setattr("pipeline.models.quantize.is_bitsandbytes_available", lambda: True)
+    assert answer(folder, *few, "llm.lora.rank=2") is None
+    assert answer(folder, *few, "llm_tune.segments=[{train: [st]}]") is None
+    # The contrastive phase has no language model, a phase that is off trains nothing.
+    assert answer(folder, *few, "llm_tune.enabled=false", "encoder_adapt.ds_config=zero3") is None
+    message = answer(folder, *few, "llm_tune.segments=[]")  # trains what the family trains
+    assert message is not None and "llm_tune trains llm" in message
+    monkeypatch.setattr("pipeline.models.quantize.is_bitsandbytes_available", lambda: False)
+    message = answer(folder, *few, "llm.lora.rank=2")
+    assert (
+        message is not None and "pip install -U bitsandbytes, or set llm.quantize=none" in message
+    )
 
 
 def test_overlap_below_zero2_is_refused(folder: Path) -> None:

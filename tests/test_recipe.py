@@ -87,6 +87,7 @@ def test_segments_and_interpolations_become_objects() -> None:
         ("llm_tune.segments={train: [st]}", "llm_tune.segments must be a list"),
         ("llm_tune.segments=[{trian: [st]}]", "'llm_tune.segments[0].trian' (command line); did"),
         ("encoder_adapt.train=adapters", "only the tower of family=lavin has adapters"),
+        ("llm_tune.encoder_lr=1e-4", "family=clipcap trains nothing of the tower in llm_tune"),
         ("llm_tune.segments=[{train: [adapters]}]", "name at least one of st, llm, each once"),
         ("data.task=question", "data.task='question' is unknown"),
         ("pretrain.clip.train=bogus", "pretrain.clip.train='bogus' is unknown"),

@@ -124,6 +124,7 @@ def question_recipe(folder: Path, family: str, *, ds_config: str = "zero3") -> d
         made["scienceqa"]["wording"] = "lavin"
         made["encoder_adapt"] |= {"train": "adapters", "layer_decay": 1.0}
         adapter = {"hidden": 4, "dropout": 0.0}  # dropout would differ between ranks
+        made["llm_tune"]["encoder_lr"] = 5e-4
         made["lavin"] = {"adapter": adapter, "image_layers": [1, 2], "visual_hidden": 8}
     else:
         made["st"] = {"kind": "mlp", "prefix_length": 1, "hidden": 8}

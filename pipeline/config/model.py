@@ -101,4 +101,6 @@ class LLMConfig:
     # a config.json that --plan goes by while there is no such folder, from the repository's root
     plan_by: str | None = field(default=None, metadata={"path": True})
     dropout: float | None = not_negative(None)  # null keeps what the model's own config says
+    # the frozen weights in few bits: LLM.int8(), or QLoRA's NF4; ZeRO below 3, needs bitsandbytes
+    quantize: str = one_of("none", "none", "8bit", "4bit")
     lora: LoRAConfig = field(default_factory=LoRAConfig)

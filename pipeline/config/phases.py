@@ -75,6 +75,7 @@ class LLMTuneConfig(PhaseConfig):
 
     lr: float = positive(2e-5)
     st_lr: float | None = not_negative(None)  # null = lr
+    encoder_lr: float | None = not_negative(None)  # of adapters in the tower (lavin); null = lr
     label_smoothing: float = 0.0
     # empty: one of `epochs`, of what the family trains by default
     segments: list[SegmentConfig] = field(default_factory=list)

@@ -1,34 +1,35 @@
 """The parameters of a segment: how many each part has, which of them train, what a step needs.
 
 Built by the same functions as for training, on the meta device: whatever they add (adapters, a
-locked tower) is counted here without being known here. Weights need not exist; configurations must,
-and where the recipe makes small weights itself their sizes are taken from `pretrain.scratch`.
+locked tower) is counted here without being known here.
 """
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from pipeline import ds_config as ds
 from pipeline.assemble import add_tower_adapters
-from pipeline.config import Config, EncoderAdaptConfig, EncoderConfig, LLMConfig, PhaseConfig
+from pipeline.config import Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.engine import dtype_of
-from pipeline.errors import ConfigError
-from pipeline.explain.activations import language_activations, pair_activations, pair_logits
+from pipeline.explain.activations import (
+    language_activations,
+    pair_activations,
+    pair_logits,
+    tower_activations,
+)
+from pipeline.explain.sketches import sketch_language_model
 from pipeline.memory import Parameters, persistence_threshold
-from pipeline.models.encoder import LOCAL_DIR, ImageEncoder, depth_groups, sketch_clip
+from pipeline.models.encoder import ImageEncoder, sketch_clip
 from pipeline.models.families import family
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import Blueprint
-from pipeline.models.scratch import CLIP_CONFIG, write_configs
+from pipeline.models.quantize import kept_inputs, quantized_sizes
 from pipeline.phases import Group, Segment, as_segment_sees, encoder_groups, part_groups
-from pipeline.recipe import HOME
+from pipeline.tasks import QUESTIONS
 
 T = TypeVar("T")
 
@@ -85,81 +86,6 @@ def census(
     return _language(config, name, phase, segment, precision=precision, captions=captions)
 
 
-def sketch_language_model(
-    config: Config, *, precision: str
-) -> tuple[ImageEncoder | None, MultimodalLM]:
-    """A recipe's frozen image tower, and its model as it trains, on the meta device.
-
-    The model holds the tower only where features are not cached. Raises ConfigError where a
-    configuration is missing, or the sizes do not fit together.
-    """
-    chosen = family(config.family)
-    encoder = None
-    if chosen.SEES_IMAGES:
-        sketch = sketch_clip(config.encoder)
-        visual = sketch.model.visual
-        assert isinstance(visual, nn.Module)
-        bare = ImageEncoder(visual, sketch.width, config.encoder.normalize, config.encoder.scales)
-        encoder = chosen.tower(config, bare, Blueprint())
-        encoder.requires_grad_(False)
-    cached = encoder is None or config.data.cache_features
-    model = chosen.build(
-        config,
-        dtype=dtype_of(precision),
-        placement=Blueprint(),
-        with_encoder=not cached,
-        feature_width=None if encoder is None else encoder.width,
-        encoder=None if cached else encoder,
-    )
-    return encoder, model
-
-
-@contextmanager
-def with_sketches(config: Config) -> Iterator[Config]:
-    """The recipe with configurations in place of weights that are not here.
-
-    Of small ones that are still to be made, and of a language model that is planned by its
-    `llm.plan_by`. The configurations are gone when the block ends.
-    """
-    architecture = _architecture(config.llm)
-    replaced = unmade_weights(config) | ({"llm"} if architecture is not None else set())
-    if not replaced:
-        yield config
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write_configs(Path(folder), config.pretrain.scratch)
-        if architecture is not None:
-            shutil.copy(architecture, Path(folder, "llm", "config.json"))
-        arch = f"{LOCAL_DIR}{folder}/clip" if "clip" in replaced else config.encoder.arch
-        path = f"{folder}/llm" if "llm" in replaced else config.llm.path
-        encoder: EncoderConfig = replace(config.encoder, arch=arch)
-        language: LLMConfig = replace(config.llm, path=path)
-        yield replace(config, encoder=encoder, llm=language)
-
-
-def _architecture(llm: LLMConfig) -> Path | None:
-    """The file that a language model is planned by; None where it is here, or nobody names one."""
-    if llm.plan_by is None or Path(llm.path).is_dir():
-        return None
-    file = HOME / llm.plan_by
-    if not file.is_file():
-        raise ConfigError(f"llm.plan_by={llm.plan_by}: there is no such file; name a config.json")
-    return file
-
-
-def unmade_weights(config: Config) -> set[str]:
-    """Of "clip" and "llm", what the recipe uses, makes itself, and has not made yet."""
-    if not config.pretrain.out:
-        return set()
-    out = Path(config.pretrain.out)
-    clip, llm = out / "clip", out / "llm"
-    used = {
-        "clip": config.encoder.arch == f"{LOCAL_DIR}{clip}" and not (clip / CLIP_CONFIG).is_file(),
-        "llm": Path(config.llm.path) == llm and not (llm / "config.json").is_file(),
-    }
-    return {name for name, missing in used.items() if missing}
-
-
 def _contrastive(
     config: Config, name: str, phase: EncoderAdaptConfig, *, precision: str, captions: float | None
 ) -> Census:
@@ -186,7 +112,7 @@ def _contrastive(
             texts=_texts(phase, captions),
             image_size=sketch.image_size,
             context=sketch.context_length,
-            layers=len(depth_groups(visual)) - 2 if phase.activation_checkpointing else 0,
+            recompute=phase.activation_checkpointing,
         )
     return Census(
         parts,
@@ -214,23 +140,55 @@ def _language(
     if encoder is not None:
         parts["encoder"] = replace(_count(encoder), held=model.encoder is not None)
     parts |= {part: _count(module) for part, module in modules.items()}
-    layers = int(getattr(model.llm.config.get_text_config(), "num_hidden_layers", 1))
     traced = None
     if captions is not None:
         traced = _traced(
-            language_activations,
+            _caption_activations,
             model,
-            rows=_texts(phase, captions),
-            prefix=chosen.slots(config),
-            tokens=config.data.max_tokens,
-            features=None if encoder is None else encoder.feature_shape,
-            layers=layers if phase.activation_checkpointing else 0,
+            encoder=encoder,
+            config=config,
+            phase=phase,
+            captions=captions,
         )
     activations, logits = traced or (None, None)
     parameters = _parameters(model, ds.read_ds_config(name, phase.ds_config))
+    few = quantized_sizes(model.llm, config.llm.quantize)
+    parameters = replace(parameters, quantized=few[0], quantized_bytes=few[1])
     cached = encoder is not None and model.encoder is None
     shape = encoder.feature_shape if encoder is not None and cached else None
     return Census(parts, _rates(groups), parameters, activations, logits, shape)
+
+
+def _caption_activations(
+    model: MultimodalLM,
+    *,
+    encoder: ImageEncoder | None,
+    config: Config,
+    phase: PhaseConfig,
+    captions: float,
+) -> tuple[int, int]:
+    """Bytes kept of one micro-batch, the image tower's among them, and bytes of logits and loss."""
+    kept, features = 0, None
+    rows = phase.micro_batch if config.data.task == QUESTIONS else _texts(phase, captions)
+    images, recompute = phase.micro_batch, phase.activation_checkpointing
+    if model.encoder is not None:
+        size = sketch_clip(config.encoder).image_size * max(config.encoder.scales)
+        kept, features = tower_activations(
+            model.encoder, images=images, image_size=size, recompute=recompute
+        )
+    elif encoder is not None:
+        dtype = next(model.llm.parameters()).dtype
+        features = torch.empty(images, *encoder.feature_shape, dtype=dtype, device="meta")
+    body, logits = language_activations(
+        model,
+        rows=rows,
+        prefix=family(config.family).slots(config),
+        tokens=config.data.max_tokens,
+        features=features,
+        recompute=recompute,
+        inputs_of=kept_inputs(model.llm, config.llm.quantize),
+    )
+    return kept + body, logits
 
 
 def _texts(phase: PhaseConfig, captions: float) -> int:

@@ -16,7 +16,6 @@ from pipeline.errors import UserError
 from pipeline.evaluation.results import output_folder
 from pipeline.explain.course import PhasePlan
 from pipeline.explain.data import Outlook, outlook, training_outlook
-from pipeline.explain.parts import unmade_weights, with_sketches
 from pipeline.explain.phase import (
     export_size,
     parameter_table,
@@ -24,6 +23,7 @@ from pipeline.explain.phase import (
     plan_phase,
 )
 from pipeline.explain.resolved import resolved_recipe
+from pipeline.explain.sketches import unmade_weights, with_sketches
 from pipeline.explain.standing import FINISHED, OFF, RESUMES, STARTS, Standing, standing
 from pipeline.explain.text import UNKNOWN, count, plural, section, size
 from pipeline.phases import as_baseline, phases_before

@@ -161,7 +161,7 @@ def fold_into(linear: nn.Module, up: Tensor, down: Tensor, bias: Tensor) -> None
     if type(linear) not in (nn.Linear, Conv1D):
         raise ConfigError(
             f"adapters cannot be folded into a {type(linear).__name__}; merge LoRA first, and load "
-            "the weights unquantised"
+            "the weights with llm.quantize=none"
         )
     weight: Any = linear.weight
     matrix = weight.T if isinstance(linear, Conv1D) else weight  # (out, D), a view

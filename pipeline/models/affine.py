@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from pipeline.models.decoder import Decoder
+from pipeline.models.linear import linear_maps
 
 
 class Affine(nn.Module):
@@ -49,7 +49,10 @@ class LinearAffines(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(
             nn.ModuleDict(
-                {_key(name): Affine(_width(each)) for name, each in _linears(layer.module).items()}
+                {
+                    _key(name): Affine(_width(each))
+                    for name, each in linear_maps(layer.module).items()
+                }
             )
             for layer in decoder.layers
         )
@@ -58,7 +61,7 @@ class LinearAffines(nn.Module):
         """Puts each behind its linear map; call it once, with the decoder it was made for."""
         for layer, affines in zip(decoder.layers, self.layers, strict=True):
             assert isinstance(affines, nn.ModuleDict)
-            for name, linear in _linears(layer.module).items():
+            for name, linear in linear_maps(layer.module).items():
                 linear.register_forward_hook(_Behind(affines[_key(name)]))
 
 
@@ -76,12 +79,6 @@ class _Behind:
 def norms(llm: PreTrainedModel) -> list[nn.Module]:
     """The normalisations of a language model, the last one included."""
     return [each for each in llm.modules() if type(each).__name__.endswith("Norm")]
-
-
-def _linears(layer: nn.Module) -> dict[str, nn.Module]:
-    return {
-        name: each for name, each in layer.named_modules() if isinstance(each, nn.Linear | Conv1D)
-    }
 
 
 def _width(linear: nn.Module) -> int:

@@ -2,8 +2,9 @@
 
 Any causal language model of transformers, from a folder or a hub name, or LLaMA from a folder as
 Meta publishes it (`official_meta.py`), equal to what `from_pretrained` gives (a test holds this)
-but never whole on a rank that keeps only a part. A checkpoint that transformers converts as it
-loads (stacked experts) is the exception: it is read whole. No code of a model repository is run.
+but never whole on a rank that keeps only a part. Exceptions are a checkpoint that transformers
+converts as it loads (stacked experts) and quantised weights (`quantize.py`): these are read whole.
+No code of a model repository is run.
 """
 
 import copy
@@ -27,11 +28,13 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from pipeline.config import LLMConfig
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.models.lora import add_adapters
 from pipeline.models.official_meta import MetaWeights, is_meta_folder
-from pipeline.models.placement import Placement, check_shapes, fill
+from pipeline.models.placement import Blueprint, Placement, check_shapes, fill
+from pipeline.models.quantize import NONE, load_quantized
 from pipeline.models.weights import TensorFiles, weight_files
+from pipeline.models.whole import load_whole
 
 # transformers leaves these untyped.
 _AutoModel: Any = AutoModelForCausalLM
@@ -45,8 +48,9 @@ def load_llm(
 
     Args:
         cfg: the recipe's `llm`.
-        dtype: of all parameters.
-        placement: how the parameters come into being; a `Blueprint` looks for no weights.
+        dtype: of all parameters, but of those that the recipe quantises.
+        placement: how the parameters come into being; a `Blueprint` looks for no weights and
+            quantises nothing, a partition cannot be quantised.
         seed: of the adapters; all other weights are in files, or it fails.
 
     Returns:
@@ -58,6 +62,23 @@ def load_llm(
         CheckpointError: the weights are damaged or of another model.
     """
     config = load_llm_config(cfg)
+    quantized = cfg.quantize != NONE and placement.holds_values
+    model = _skeleton(cfg, config, dtype, Blueprint() if quantized else placement)
+    if quantized:
+        model = load_quantized(cfg, model)
+    elif placement.holds_values:
+        _read_weights(model, cfg, placement, seed=seed)
+    model.generation_config = _GenerationConfig()
+    model.train(False)
+    if cfg.lora.rank:
+        add_adapters(model, cfg.lora, placement=placement, seed=seed)
+    return model
+
+
+def _skeleton(
+    cfg: LLMConfig, config: PretrainedConfig, dtype: torch.dtype, placement: Placement
+) -> PreTrainedModel:
+    """The model without values. Raises ConfigError where it is no causal language model."""
     try:
         with no_init_weights(), placement.skeleton():
             model: PreTrainedModel = _AutoModel.from_config(config, dtype=dtype)
@@ -66,12 +87,6 @@ def load_llm(
             f"llm.path: {cfg.path} is a {config.model_type}, no causal language model; name one"
         ) from error
     model.tie_weights()  # skipped together with the initialisation
-    if placement.holds_values:
-        _read_weights(model, cfg, placement, seed=seed)
-    model.generation_config = _GenerationConfig()
-    model.train(False)
-    if cfg.lora.rank:
-        add_adapters(model, cfg.lora, placement=placement, seed=seed)
     return model
 
 
@@ -221,23 +236,9 @@ def _fill_from_files(
         check_shapes(model, shapes, placement)
         fill(model, files, placement, seed=seed, init=None)
     else:
-        whole = _converted(cfg, model.config, model.dtype)
-        fill(model, whole.get, placement, seed=seed, init=None)
-
-
-def _converted(cfg: LLMConfig, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All tensors under the model's names, after transformers' own conversion; a whole copy."""
-    model, info = _AutoModel.from_pretrained(
-        cfg.path, config=config, dtype=dtype, output_loading_info=True
-    )
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise CheckpointError(
-            f"llm.path: {cfg.path} has no tensor for {missing[0]} and {len(missing) - 1} others; "
-            "its weights are of another model or incomplete: fetch them again"
-        )
-    tensors: dict[str, Tensor] = dict(nn.Module.state_dict(model))
-    return tensors
+        whole = load_whole(cfg, model)
+        converted: dict[str, Tensor] = dict(nn.Module.state_dict(whole))
+        fill(model, converted.get, placement, seed=seed, init=None)
 
 
 @functools.cache

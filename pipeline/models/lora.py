@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.config import LoRAConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.linear import linear_maps
 from pipeline.models.placement import Placement, fill, reset_parameters
 
 ALL_LINEAR = "all-linear"
@@ -55,7 +56,10 @@ def add_adapters(llm: PreTrainedModel, cfg: LoRAConfig, *, placement: Placement,
             name.replace(".", "/"): getattr(layer, matrix)[_ADAPTER]
             for name, layer in _layers(llm).items()
         }
-        fill(nn.ModuleDict(found), lambda name: None, placement, seed=seed, init=init)
+        adapters = nn.ModuleDict(found).to(
+            llm.dtype
+        )  # peft leaves them float32 on quantised weights
+        fill(adapters, lambda name: None, placement, seed=seed, init=init)
     llm.train(False)
 
 
@@ -117,12 +121,7 @@ def _layers(module: nn.Module) -> dict[str, Any]:
 
 
 def _target_names(llm: PreTrainedModel, cfg: LoRAConfig) -> list[str]:
-    head = llm.get_output_embeddings()  # type: ignore[no-untyped-call]
-    linear = [
-        name
-        for name, each in llm.named_modules()
-        if isinstance(each, nn.Linear | Conv1D) and each is not head
-    ]
+    linear = list(linear_maps(llm))
     there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
     kind = llm.config.model_type
     if cfg.targets == [ALL_LINEAR]:

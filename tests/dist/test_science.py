@@ -87,6 +87,19 @@ def test_one_and_two_ranks_agree_in_every_loss(runs: Path, family: str, phase: s
         assert abs(two[step] - loss) <= 1e-5 * abs(loss), (step, two[step], loss)
 
 
+def test_the_parts_of_a_segment_have_rates_of_their_own(runs: Path) -> None:
+    found = {
+        part: scalars(runs / "lavin-whole", "llm_tune", f"lr/{part}")
+        for part in ("encoder_adapters", "st", "adapters")
+    }
+    both = found["encoder_adapters"].keys()  # the second segment's steps
+    assert both and both < found["adapters"].keys()
+    for step in both:
+        rate = found["adapters"][step]
+        assert found["encoder_adapters"][step] == pytest.approx(rate / 2)
+        assert found["st"][step] == pytest.approx(2 * rate)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activation_checkpointing_changes_no_loss(runs: Path, family: str) -> None:
     """Nor in the tower, whose adapters train in LaVIN's second segment."""

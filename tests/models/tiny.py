@@ -54,19 +54,21 @@ def llama(**changes: object) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def mistral() -> MistralForCausalLM:
+def mistral(**changes: object) -> MistralForCausalLM:
     torch.manual_seed(0)
-    return MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=None)).eval()
+    return MistralForCausalLM(
+        MistralConfig(**{**GROUPED, "sliding_window": None, **changes})
+    ).eval()
 
 
-def qwen2() -> Qwen2ForCausalLM:
+def qwen2(**changes: object) -> Qwen2ForCausalLM:
     torch.manual_seed(0)
-    return Qwen2ForCausalLM(Qwen2Config(**GROUPED)).eval()
+    return Qwen2ForCausalLM(Qwen2Config(**{**GROUPED, **changes})).eval()
 
 
-def qwen3() -> Qwen3ForCausalLM:
+def qwen3(**changes: object) -> Qwen3ForCausalLM:
     torch.manual_seed(0)
-    return Qwen3ForCausalLM(Qwen3Config(**GROUPED, head_dim=4)).eval()
+    return Qwen3ForCausalLM(Qwen3Config(**{**GROUPED, "head_dim": 4, **changes})).eval()
 
 
 def gemma2() -> Gemma2ForCausalLM:
