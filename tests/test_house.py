@@ -21,6 +21,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     1: ("config", "ds_config", "exports", "overrides", "recipe", "dist"),
     2: (  # pure scores
         "evaluation.captions",
+        "evaluation.cost",
         "evaluation.java",
         "evaluation.options",
         "evaluation.retrieval",
@@ -30,7 +31,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     3: ("data", "models"),
     4: ("losses", "phases", "averages", "tasks"),
     5: ("zero", "engine", "checkpoint", "memory"),
-    6: ("objectives", "validation", "captioning"),
+    6: ("objectives", "validation", "captioning", "answering"),
     7: ("trainer", "callbacks", "splits", "assemble"),
     8: ("evaluation", "chat", "interchange"),
     9: (
@@ -43,6 +44,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "prerequisites",
         "stage",
         "evaluation.loading",
+        "evaluation.question_results",
         "evaluation.questions",
         "evaluation.results",
         "evaluation.runner",
@@ -53,6 +55,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
 _SCORES = LAYERS[2]
 ONLY: dict[str, tuple[str, ...]] = {
     "evaluation.captions": ("errors", "config", *_SCORES),
+    "evaluation.cost": ("errors", "config", *_SCORES),
     "evaluation.java": ("errors", "config", *_SCORES),
     "evaluation.options": ("errors", "config", *_SCORES),
     "evaluation.retrieval": ("errors", "config", *_SCORES),

@@ -8,12 +8,12 @@ without loading a model. Defaults are the right choice for a real run. Sizes are
 from dataclasses import dataclass, field
 
 from pipeline.config.data import (
-    TASK_DEFAULTS,
     DataConfig,
     MixConfig,
     PrepareConfig,
     RemoteConfig,
     ScienceQAConfig,
+    task_defaults,
 )
 from pipeline.config.fields import not_negative, one_of, path
 from pipeline.config.jobs import (
@@ -45,7 +45,6 @@ from pipeline.config.phases import (
 __all__ = [
     "PARTS",
     "PHASES",
-    "TASK_DEFAULTS",
     "CaptionConfig",
     "Config",
     "DataConfig",
@@ -69,6 +68,7 @@ __all__ = [
     "ScienceQAConfig",
     "ScratchConfig",
     "SegmentConfig",
+    "task_defaults",
 ]
 
 
