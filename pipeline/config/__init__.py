@@ -36,6 +36,7 @@ from pipeline.config.model import (
 from pipeline.config.phases import (
     PHASES,
     EncoderAdaptConfig,
+    LanguagePhaseConfig,
     LLMTuneConfig,
     PhaseConfig,
     SegmentConfig,
@@ -54,6 +55,7 @@ __all__ = [
     "ExportConfig",
     "LLMConfig",
     "LLMTuneConfig",
+    "LanguagePhaseConfig",
     "LavinConfig",
     "LlamaAdapterConfig",
     "LoRAConfig",
