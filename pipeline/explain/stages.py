@@ -96,18 +96,6 @@ def explain_pretrain(config: Config, world: World) -> str:
     return _joined([*parts, resolved_recipe(config)])
 
 
-def explain_report(config: Config) -> str:
-    """What `stages/report.py` would compare."""
-    rows = []
-    for name in (config.name, f"{config.name}-baseline"):
-        folder = Path(config.runs) / name
-        found = [*folder.glob("*/summary.json"), *folder.glob("evaluate/*/metrics.json")]
-        there = ", ".join(str(each.relative_to(folder)) for each in sorted(found))
-        rows.append((name, there or f"nothing yet in {folder}"))
-    title = f"Plan of stages/report.py for recipe {config.recipe}: it reads, and writes nothing."
-    return section(title, rows)
-
-
 def _effective(config: Config, train: Outlook) -> Config:
     """The recipe that is really run, also where the number of records is not known yet."""
     return as_baseline(config, train.records or _NOMINAL) if config.baseline else config
