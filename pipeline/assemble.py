@@ -72,7 +72,7 @@ def build_caption_model(
     """
     tokenizer = load_tokenizer(config.llm)
     chosen = family(config.family)
-    if not chosen.SEES_IMAGES:
+    if not chosen.sees_images(config):
         model = chosen.build(config, dtype=dtype, placement=placement, with_encoder=False)
         overlay_parts(model, start, placement)
         return CaptionModel(model, tokenizer, dict.fromkeys(splits, NO_IMAGES), NO_IMAGES)
@@ -290,7 +290,7 @@ def recipe_identity(
     encoder = replace(config.encoder)
     source = config.encoder.arch.removeprefix("local-dir:")
     weights = [source, config.encoder.pretrained or "", config.llm.path]
-    if not family(config.family).SEES_IMAGES:
+    if not family(config.family).sees_images(config):
         weights[:2] = ["", ""]
     hashes = [
         content_hash(Path(each), cache, remember=remember) if each else "" for each in weights

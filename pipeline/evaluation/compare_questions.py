@@ -24,14 +24,13 @@ def answers_table(split: str, base: Record | None, eim: Record | None) -> str:
     """
     both = (base or {}, eim or {})
     benchmarks = [each.get("benchmark") or {} for each in both]
-    accuracy = [each.get("accuracy") or {} for each in benchmarks]
-    rows = [
-        row(name, *(each.get(name) for each in accuracy), _percent) for name in (*GROUPS, "Avg")
-    ]
-    rows.append(row(f"{split} loss", *(each.get("loss") for each in both), score_text))
+    left, right = (each.get("accuracy") or {} for each in benchmarks)
+    groups = (*GROUPS, "Avg")
+    rows = [row(name, left.get(name), right.get(name), _percent) for name in groups]
+    rows.append(row(f"{split} loss", both[0].get("loss"), both[1].get("loss"), score_text))
     counts = [dict(_counts(each, found)) for each, found in zip(both, benchmarks, strict=True)]
     for name in dict.fromkeys([*counts[0], *counts[1]]):
-        rows.append(row(name, *(each.get(name) for each in counts), count_text))
+        rows.append(row(name, counts[0].get(name), counts[1].get(name), count_text))
     title = f"Answers on the {split} split, accuracy in percent"
     return "\n".join([table(title, rows), *(f"  {line}" for line in _remarks(base, eim))])
 

@@ -24,6 +24,7 @@ from pipeline.ds_config import read_ds_config, zero_stage
 from pipeline.engine import dtype_of, resolve_precision
 from pipeline.errors import ConfigError
 from pipeline.exports import find_export
+from pipeline.models.families import family
 from pipeline.objectives import LanguageTask
 from pipeline.run import finished_export
 from pipeline.splits import Split, caption_dataset, share_of
@@ -110,7 +111,8 @@ def chosen_export(config: Config, world: World) -> Path:
 def _named_export(config: Config) -> Path:
     """The export of `evaluate.export`; whether its tensors fit, loading them tells."""
     export = find_export(Path(config.evaluate.export or ""), "evaluate.export")
-    ckpt.check_has_st(export)
+    if family(config.family).sees_images(config):
+        ckpt.check_has_st(export)
     check_adapters(config, export)
     check_stop(config, export)
     return export

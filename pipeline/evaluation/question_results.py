@@ -20,6 +20,7 @@ from pipeline.data.scienceqa_prompts import Problem
 from pipeline.errors import DataError
 from pipeline.evaluation.results import SAMPLES, output_folder
 from pipeline.evaluation.scienceqa import Scores, parse_answer, score, write_results
+from pipeline.models.families import family
 from pipeline.splits import Split
 from pipeline.tasks import choice_text, question_text, way_of_answering
 
@@ -32,7 +33,7 @@ class _Questions:
 
     problems: dict[str, dict[str, Any]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)  # of their records
-    pictured: list[tuple[int, int]] = field(default_factory=list)  # (shard, record), the first few
+    pictured: list[tuple[int, int]] = field(default_factory=list)  # (shard, record) with an image
 
 
 def write_answers(
@@ -71,7 +72,7 @@ def write_answers(
         **answers.cost.as_dict(),
         "scores": _numbers(scores),
         "benchmark": scores.as_dict(),
-        "table": "\n".join([scores.table(), *_remarks(config, answers, lost, measured)]),
+        "table": "\n".join([scores.table(), *_remarks(config, asked, answers, lost, measured)]),
     }
     ckpt.write_json(folder / "metrics.json", result)
     log.info(
@@ -100,7 +101,7 @@ def _questions(split: Split, plan: Plan) -> _Questions:
             )
         found.problems[pid], found.keys[pid] = raw.data, raw.key
         keys.add(raw.key)
-        if raw.image is not None and len(found.pictured) < SAMPLES:
+        if raw.image is not None:
             found.pictured.append((shard, record))
     if not found.problems:
         raise DataError(f"no record of {split.place} holds a question that can be read")
@@ -126,13 +127,15 @@ def _numbers(scores: Scores) -> dict[str, float]:
 
 
 def _remarks(
-    config: Config, answers: Answers, lost: list[str], measured: dict[str, Any]
+    config: Config, asked: _Questions, answers: Answers, lost: list[str], measured: dict[str, Any]
 ) -> list[str]:
     """What a reader of the table should know besides; a line each."""
     limit = f"evaluate.max_new_tokens={config.evaluate.max_new_tokens}"
+    unseen = 0 if family(config.family).sees_images(config) else len(asked.pictured)
     notes = {
         f"of them were cut at {limit}, before an answer: raise it": len(lost),
         "questions with two options equally likely: the first was taken": answers.tied,
+        "questions have an image, which this model does not see": unseen,
         **{f"records skipped: {why}": n for why, n in sorted(measured["skipped"].items())},
     }
     return [f"{count} {what}" for what, count in notes.items() if count]
@@ -147,7 +150,7 @@ def _samples(
 ) -> Image.Image:
     """Questions with a picture: what was asked, given and right."""
     reader, examples = split.reader, []
-    for shard, record in asked.pictured:
+    for shard, record in asked.pictured[:SAMPLES]:
         try:
             raw = reader.read(shard, record)
             image = reader.image(raw, draft_size=256)

@@ -26,6 +26,7 @@ from pipeline.explain.phase import (
 from pipeline.explain.resolved import resolved_recipe
 from pipeline.explain.standing import FINISHED, OFF, RESUMES, STARTS, Standing, standing
 from pipeline.explain.text import UNKNOWN, count, plural, section, size
+from pipeline.models.families import family
 from pipeline.phases import as_baseline, phases_before
 from pipeline.preflight import problems
 from pipeline.prerequisites import shards_missing, unmade
@@ -162,6 +163,8 @@ def _weights(config: Config) -> list[tuple[str, str]]:
     encoder = f"{config.encoder.arch}, {config.encoder.pretrained or 'its own weights'}"
     if config.encoder.pretrained is None and ":" not in config.encoder.arch:
         encoder = f"{config.encoder.arch}, random weights"
+    if not family(config.family).sees_images(config):
+        encoder = "none: this model sees no images"
     rows = [("encoder", encoder), ("language model", config.llm.path)]
     if not config.pretrain.out or not config.make_missing:
         return rows

@@ -58,6 +58,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         counted = [f"name={family}", tuned, partitioned, "evaluate.records=4", "evaluate.batch=1"]
         two.append(("costs", [recipe, *counted]))
         one += [scored, alone]
+        if family == "llama_adapter":  # V1's text model, trained and scored by itself
+            blind = [f"{each}.enabled=false" for each in ("encoder_adapt", "st_align")]
+            blind += ["llama_adapter.sees_images=false", f"name={family}-text"]
+            two.append(("llm_tune", [recipe, *blind, "llm_tune.segments=[]"]))
+            two.append(("evaluate", [recipe, *blind, "llm_tune.segments=[]", partitioned]))
         for ranks, plan in ((2, two), (1, one)):
             path = folder / f"plan{ranks}.json"
             path.write_text(json.dumps(plan))
@@ -216,3 +221,11 @@ def test_options_take_a_tenth_of_the_passes_and_positions_of_64_tokens(
     told = scored["generating_64_tokens"]
     assert told["llm_passes"] == 64
     assert told["token_forwards_without_cache"] >= 10 * scored["token_forwards"]
+
+
+def test_a_text_model_trains_its_prompts_alone_and_answers_without_the_images(runs: Path) -> None:
+    export = ExportTensors(runs / "llama_adapter-text" / "llm_tune" / "export")
+    assert export and all(name.startswith("adaption.late.") for name in export)
+    metrics = json.loads((runs / "llama_adapter-text/evaluate/test/metrics.json").read_text())
+    assert "5 questions have an image, which this model does not see" in metrics["table"]
+    assert metrics["records"] == 10 and metrics["benchmark"]["unanswered"] == 0
