@@ -14,6 +14,7 @@ from pipeline.dist import World
 from pipeline.engine import resolve_precision
 from pipeline.errors import UserError
 from pipeline.evaluation.results import output_folder
+from pipeline.explain.answers import describe_answers
 from pipeline.explain.course import PhasePlan
 from pipeline.explain.data import Outlook, outlook, training_outlook
 from pipeline.explain.parts import unmade_weights, with_sketches
@@ -219,17 +220,9 @@ def _evaluation(config: Config, world: World, plans: Sequence[PhasePlan]) -> lis
     shared = (
         f"{count(calls)} calls of {settings.batch} records on each of {plural(world.size, 'rank')}"
     )
-    tell = _answering if config.data.task == QUESTIONS else _captioning
-    return [*rows, *tell(config, shared)]
-
-
-def _answering(config: Config, shared: str) -> list[tuple[str, str]]:
-    return [
-        ("answers", f"{shared}: the likeliest option, one forward pass for a question"),
-        ("also", "loss and perplexity of the true answers"),
-        ("scores", "accuracy by subject, context and grade, as the benchmark counts"),
-        ("writes", f"results.json and metrics.json in {output_folder(config)}"),
-    ]
+    if config.data.task == QUESTIONS:
+        return [*rows, *describe_answers(config, records, shared)]
+    return [*rows, *_captioning(config, shared)]
 
 
 def _captioning(config: Config, shared: str) -> list[tuple[str, str]]:

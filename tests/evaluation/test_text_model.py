@@ -12,6 +12,7 @@ from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.questions import answer_questions
 from pipeline.evaluation.results import output_folder
+from pipeline.evaluation.scienceqa import read_results
 from pipeline.explain.stages import explain_evaluate
 from pipeline.interchange import import_official
 from pipeline.preflight import check
@@ -56,9 +57,7 @@ def test_it_is_scored_with_the_table_of_the_benchmark(folder: Path) -> None:
         config = recipe(folder, export, "llama_adapter.sees_images=false", f"name={export}")
         check(config, ALONE, until="evaluate")
         result = answer_questions(config, ALONE)
-        assert (
-            len(json.loads((output_folder(config) / "results.json").read_text())["results"]) == 10
-        )
+        assert len(read_results(output_folder(config) / "results.json")) == 10
         header, numbers, *rest = result["table"].splitlines()
         assert header.split()[-1] == "Avg" and float(numbers.split()[-1]) % 10 == 0
         assert "5 questions have an image, which this model does not see" in rest
