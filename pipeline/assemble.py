@@ -67,7 +67,7 @@ def build_caption_model(
     """
     tokenizer = load_tokenizer(config.llm)
     chosen = family(config.family)
-    if not chosen.SEES_IMAGES:
+    if not chosen.sees_images(config):
         with returning_freed_memory():
             model = chosen.build(config, dtype=dtype, placement=placement, with_encoder=False)
             overlay_parts(model, start, placement)

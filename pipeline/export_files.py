@@ -66,12 +66,16 @@ def read_export(folder: Path) -> dict[str, Any] | None:
 
 
 def check_has_st(folder: Path) -> None:
-    """Raises CheckpointError for an export that cannot caption: it holds no trained ST."""
-    if not any(name.startswith("st.") for name in ExportTensors(folder)):
-        raise CheckpointError(
-            f"{folder} holds no ST network, so it cannot caption; name an export of st_align or "
-            "llm_tune"
-        )
+    """Raises CheckpointError for an export that no image tells anything: it holds no trained ST."""
+    tensors = ExportTensors(folder)
+    if any(name.startswith("st.") for name in tensors):
+        return
+    text_model = any(name.startswith("adaption.") for name in tensors)
+    remedy = ", or answer questions without their images: llama_adapter.sees_images=false"
+    raise CheckpointError(
+        f"{folder} holds no ST network, so images would tell it nothing; name an export of "
+        f"st_align or llm_tune{remedy if text_model else ''}"
+    )
 
 
 class ExportTensors(Mapping[str, Tensor]):

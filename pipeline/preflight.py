@@ -41,14 +41,15 @@ from pipeline.models.quantize import NONE, check_quantization
 from pipeline.models.st import build_st
 from pipeline.phases import encoder_groups, phases_before, segments
 from pipeline.splits import open_split, open_training
-from pipeline.tasks import QUESTIONS, question_format
+from pipeline.tasks import QUESTIONS, check_answering, question_format
 
 Check = Callable[[Config, World, str], None]
 
 
 def check_scores(config: Config) -> None:
-    """Unknown metrics, and Java where they need it; answers to questions need neither."""
+    """Metrics that are known, with Java where they need it; a way to answer questions."""
     if config.data.task == QUESTIONS:
+        check_answering(config)
         return
     check_metrics(config.evaluate.metrics)
 
@@ -126,16 +127,31 @@ def _batches(config: Config, world: World, until: str) -> None:
 
 
 def _encoder(config: Config, world: World, until: str) -> None:
-    """An image tower that open_clip knows, and its weights."""
-    check_encoder(config.encoder)
+    """An image tower that open_clip knows, and its weights; none where no image is seen."""
+    if family(config.family).sees_images(config):
+        check_encoder(config.encoder)
 
 
 def _blocks(config: Config, world: World, until: str) -> None:
     """The encoder has the blocks that shall train."""
-    if config.encoder_adapt.enabled and not config.encoder.arch.startswith(HUB):
+    sees = family(config.family).sees_images(config)
+    if sees and config.encoder_adapt.enabled and not config.encoder.arch.startswith(HUB):
         clip = sketch_clip(config.encoder).model
         add_tower_adapters(config, clip, Blueprint())
         encoder_groups(clip, config.encoder_adapt)
+
+
+def _parts(config: Config, world: World, until: str) -> None:
+    """A model that sees no images has no tower to adapt and no ST to align."""
+    scored = until == "evaluate" and config.evaluate.export is not None
+    if scored or family(config.family).sees_images(config):
+        return
+    for name, part in zip(PHASES, ("image tower to adapt", "ST to align"), strict=False):
+        if getattr(config, name).enabled:
+            raise ConfigError(
+                f"{name}.enabled=true: this model sees no images (llama_adapter.sees_images=false) "
+                f"and has no {part}; set it to false"
+            )
 
 
 def _language_model(config: Config, world: World, until: str) -> None:
@@ -266,6 +282,7 @@ _CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset(), _scores),
     (frozenset({"shards"}), _splits),
     (frozenset({"shards"}), _batches),
+    (frozenset(), _parts),
     (frozenset({"clip"}), _encoder),
     (frozenset({"llm"}), _language_model),
     (frozenset(), _quantized),

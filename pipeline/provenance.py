@@ -38,6 +38,7 @@ _HARMLESS = {
     "sample_images",
     "stop_after",
     "caption_records",
+    "question_records",
 }
 
 
@@ -89,7 +90,7 @@ def _of_recipe(config: Config, cache: Path, *, language: bool, remember: bool) -
         "data.lanes": config.data.lanes,
         "data.window": config.data.window,
     }
-    if family(config.family).SEES_IMAGES:
+    if family(config.family).sees_images(config):
         folder = encoder.arch.removeprefix("local-dir:")
         local = folder != encoder.arch
         values |= hashed("encoder.arch", folder) if local else {"encoder.arch": encoder.arch}

@@ -19,12 +19,13 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pipeline.config import (
     PARTS,
     PHASES,
-    TASK_DEFAULTS,
     Config,
     EncoderAdaptConfig,
     LLMTuneConfig,
     PhaseConfig,
     PrepareConfig,
+    ScienceQAConfig,
+    task_defaults,
 )
 from pipeline.ds_config import check_ds_config, check_inference_config, check_unpartitioned
 from pipeline.errors import ConfigError
@@ -166,8 +167,10 @@ def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
 
 def _task_defaults(*sources: DictConfig) -> DictConfig:
     """What `data.task` wants where nobody says otherwise; an unknown task is found later."""
-    task = OmegaConf.select(OmegaConf.merge(*sources), "data.task", default="captions")
-    return OmegaConf.create(dict(TASK_DEFAULTS.get(str(task), {})))
+    merged = OmegaConf.merge(*sources)
+    task = OmegaConf.select(merged, "data.task", default="captions")
+    form = OmegaConf.select(merged, "scienceqa.format", default=ScienceQAConfig.format)
+    return OmegaConf.create(dict(task_defaults(str(task), str(form))))
 
 
 def _check_keys(node: Any, schema: Any, *, where: str, prefix: str = "") -> None:

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline import checkpoint as ckpt
 from pipeline.assemble import check_adapters
 from pipeline.callbacks.settle import exported
+from pipeline.checkpoint import newest_checkpoint
 from pipeline.checkpoint_state import identity_in, read_state
 from pipeline.config import Config, PhaseConfig
 from pipeline.dist import World, from_main, on_main, wait_for_all
@@ -155,7 +155,7 @@ def what_lies_in(
     if with_changes:
         return False, []
     halfway = [read_export(each) for each in sorted(folder.glob("segment-*"))]
-    newest = ckpt.newest_checkpoint(folder / "checkpoints", 0, sys.maxsize)
+    newest = newest_checkpoint(folder / "checkpoints", 0, sys.maxsize)
     states = [*halfway, None if newest is None else read_state(newest)]
     found_different = (differences(identity_in(each), identity) for each in states if each)
     return False, next(filter(None, found_different), [])

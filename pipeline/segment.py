@@ -15,13 +15,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from pipeline import checkpoint as ckpt
 from pipeline.callbacks.checkpoint import Checkpointer
 from pipeline.callbacks.evaluate import Evaluator
 from pipeline.callbacks.monitor import Board, Monitor
 from pipeline.callbacks.preempt import Preempt
 from pipeline.callbacks.requests import RequestFile
 from pipeline.callbacks.settle import Settle
+from pipeline.checkpoint import choose_checkpoint
 from pipeline.config import Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.data.loader import iterate
 from pipeline.dist import World, wait_for_all
@@ -101,7 +101,7 @@ class SegmentRun:
     def _resume(self, setup: Setup, progress: Progress) -> Progress:
         folder = self.folder / "checkpoints"
         first, last = self.segment.start, self.segment.stop - 1
-        newest = ckpt.choose_checkpoint(folder, first, last, self.world)
+        newest = choose_checkpoint(folder, first, last, self.world)
         if newest is None:
             return progress
         changes = self.config.resume_with_changes

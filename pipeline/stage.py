@@ -72,7 +72,17 @@ def say_plan(explain: Explain | None, config: Config) -> None:
     # That the hub cannot be reached is one of the plan's own lines, not a page of retries.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     if world.is_main:
-        sys.stdout.write(explain(config, world))
+        say(explain(config, world))
+
+
+def say(text: str) -> None:
+    """Writes to standard output; a reader that has seen enough (`| head`) is no error."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would fail again when Python flushes it on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def leave_with_user_error(error: UserError, rank: int) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, UserError
 from pipeline.evaluation.compare import compare
-from pipeline.explain.stages import explain_report
+from pipeline.explain.report import explain_report
 from pipeline.recipe import load_recipe
-from pipeline.stage import leave_with_user_error
+from pipeline.stage import leave_with_user_error, say
 
 if __name__ == "__main__":
     try:
@@ -20,8 +20,8 @@ if __name__ == "__main__":
                 f"there is no run {Path(recipe.runs) / recipe.name}; train one, or give its name="
             )
         if recipe.plan:
-            print(explain_report(recipe))
+            say(explain_report(recipe) + "\n")
         else:
-            print(compare(Path(recipe.runs), recipe.name, f"{recipe.name}-baseline"))
+            say(compare(Path(recipe.runs), recipe.name, f"{recipe.name}-baseline") + "\n")
     except UserError as error:
         leave_with_user_error(error, rank=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoint as ckpt
+from pipeline.checkpoint import choose_checkpoint, newest_checkpoint
 from pipeline.checkpoint_files import MARK, checkpoints
 from pipeline.dist import World
 from pipeline.errors import CheckpointError
@@ -21,7 +21,7 @@ def test_the_newest_good_one_of_the_segment_is_chosen(tmp_path: Path) -> None:
         put_checkpoint(tmp_path, step)
     (tmp_path / ".writing-step-000030").mkdir()
     (tmp_path / "step-of-a-user").mkdir()
-    for choose in (ckpt.newest_checkpoint, lambda *a: ckpt.choose_checkpoint(*a, ALONE)):
+    for choose in (newest_checkpoint, lambda *a: choose_checkpoint(*a, ALONE)):
         assert choose(tmp_path, 0, 19) == tmp_path / "step-000010"
         assert choose(tmp_path, 20, 30) is None
 
@@ -35,7 +35,7 @@ def test_damaged_ones_are_passed_over_by_name_and_set_aside(
     truncate(tmp_path / "step-000003" / FILES[1][0])
     flip_one_bit(tmp_path / "step-000002" / FILES[0][1])
     with caplog.at_level(logging.WARNING, logger="pipeline"):
-        chosen = ckpt.choose_checkpoint(tmp_path, 0, 9, ALONE)
+        chosen = choose_checkpoint(tmp_path, 0, 9, ALONE)
     assert chosen == tmp_path / "step-000001"
     lines = [each.getMessage() for each in caplog.records]
     assert len(lines) == 3
@@ -55,4 +55,4 @@ def test_when_none_is_good_the_run_does_not_start_from_scratch(tmp_path: Path) -
         truncate(put_checkpoint(tmp_path, step) / FILES[0][0])
     for _ in range(2):  # nor at the second try
         with pytest.raises(CheckpointError, match="none of the 2 checkpoints in"):
-            ckpt.choose_checkpoint(tmp_path, 0, 9, ALONE)
+            choose_checkpoint(tmp_path, 0, 9, ALONE)

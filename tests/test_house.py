@@ -36,6 +36,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     2: (  # pure scores
         "evaluation.captions",
+        "evaluation.cost",
         "evaluation.java",
         "evaluation.options",
         "evaluation.retrieval",
@@ -60,7 +61,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "resume",
         "memory",
     ),
-    6: ("objectives", "validation", "captioning"),
+    6: ("objectives", "validation", "captioning", "answering"),
     7: ("trainer", "callbacks", "splits", "provenance", "assemble"),
     8: ("evaluation", "chat", "interchange"),
     9: (
@@ -72,7 +73,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "preflight",
         "prerequisites",
         "stage",
+        "watch",
         "evaluation.loading",
+        "evaluation.question_results",
         "evaluation.questions",
         "evaluation.results",
         "evaluation.runner",
@@ -83,6 +86,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
 _SCORES = LAYERS[2]
 ONLY: dict[str, tuple[str, ...]] = {
     "evaluation.captions": ("errors", "config", *_SCORES),
+    "evaluation.cost": ("errors", "config", *_SCORES),
     "evaluation.java": ("errors", "config", *_SCORES),
     "evaluation.options": ("errors", "config", *_SCORES),
     "evaluation.retrieval": ("errors", "config", *_SCORES),

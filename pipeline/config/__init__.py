@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 from pipeline.config.checkpoints import CheckpointsConfig
 from pipeline.config.data import (
-    TASK_DEFAULTS,
     DataConfig,
     MixConfig,
     PrepareConfig,
     RemoteConfig,
     ScienceQAConfig,
+    task_defaults,
 )
 from pipeline.config.fields import not_negative, one_of, path
 from pipeline.config.jobs import (
@@ -37,6 +37,7 @@ from pipeline.config.model import (
 from pipeline.config.phases import (
     PHASES,
     EncoderAdaptConfig,
+    LanguagePhaseConfig,
     LLMTuneConfig,
     PhaseConfig,
     SegmentConfig,
@@ -46,7 +47,6 @@ from pipeline.config.phases import (
 __all__ = [
     "PARTS",
     "PHASES",
-    "TASK_DEFAULTS",
     "CaptionConfig",
     "CheckpointsConfig",
     "Config",
@@ -57,6 +57,7 @@ __all__ = [
     "ExportConfig",
     "LLMConfig",
     "LLMTuneConfig",
+    "LanguagePhaseConfig",
     "LavinConfig",
     "LlamaAdapterConfig",
     "LoRAConfig",
@@ -71,6 +72,7 @@ __all__ = [
     "ScienceQAConfig",
     "ScratchConfig",
     "SegmentConfig",
+    "task_defaults",
 ]
 
 

@@ -2,15 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from pipeline.config.fields import not_negative, one_of, path, positive
 
-# What a task wants where the recipe does not say; before the recipe, after the defaults below.
-TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"captions": {}, "scienceqa": {"data": {"max_tokens": 640}}}
-)
+
+def task_defaults(task: str, form: str) -> Mapping[str, Any]:
+    """What a task wants where the recipe does not say; before the recipe, after the defaults below.
+
+    Questions are answered greedily, as LLaMA-Adapter's; 64 tokens hold an answer and the beginning
+    of what follows (LaVIN's --max_gen_len), 512 an explanation and the answer behind it (the
+    benchmark's run_gpt3.py --max_tokens).
+
+    Args:
+        task: `data.task`; an unknown one has no defaults.
+        form: `scienceqa.format`.
+    """
+    if task != "scienceqa":
+        return {}
+    answers_first = form.partition("-")[2].startswith("A")
+    generation = {"beams": 1, "max_new_tokens": 64 if answers_first else 512}
+    return {"data": {"max_tokens": 640}, "evaluate": generation}
 
 
 @dataclass

@@ -2,21 +2,25 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.config.fields import not_negative, path, positive
+from pipeline.config.fields import not_negative, one_of, path, positive
 from pipeline.config.phases import EncoderAdaptConfig, LLMTuneConfig
 
 
 @dataclass
 class EvaluateConfig:
-    """Captioning of a split and its scores."""
+    """Captioning a split, or answering its questions, and the scores."""
 
     split: str = "test"
     # null loads the whole model on every rank, which is many times faster; zero3 partitions one
     # that does not fit (stages below 3 partition nothing that inference has)
     ds_config: str | None = path(None)
     records: int | None = not_negative(None)  # null = the whole split
-    batch: int = positive(32)  # images per rank and generation call
-    beams: int = positive(5)
+    batch: int = positive(32)  # records per rank and generation call
+    # questions: the likeliest option, in one pass of the LLM for a batch, where the answer comes
+    # before its explanation; or generated text, read where it says "The answer is X."
+    answers: str = one_of("likelihood", "likelihood", "generate")
+    beams: int = positive(5)  # of questions 1 by default: greedy
+    # of questions 64 by default, 512 where scienceqa.format explains before it answers
     max_new_tokens: int = positive(40)
     length_penalty: float = 1.0  # 1 = mean log-probability, as the reference
     stop: str | None = None  # a text of one token that ends a caption and stays in it; null = EOS

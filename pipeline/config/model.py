@@ -51,6 +51,9 @@ class STConfig:
 class LlamaAdapterConfig:
     """Adaption prompts in the language model, of family=llama_adapter."""
 
+    # false: the text model of V1's published checkpoints, without encoder and ST, which answers
+    # questions without their images
+    sees_images: bool = True
     layers: int = positive(30)  # topmost layers with prompts
     prompt_length: int = positive(10)  # prompts of each
     # V2: first layers that attend to the image's embeddings (st.prefix_length of them); 0 is V1,

@@ -6,7 +6,7 @@ nor that EIM wins: it prints what was measured.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config import PHASES
 from pipeline.errors import DataError
+from pipeline.evaluation.compare_questions import answers_table
+from pipeline.evaluation.tables import MISSING, count_text, row, score_text, table
 
 DEFAULT_SPLIT = "test"
 # Shown even where neither run has them, so that a missing score is seen to be missing.
 EXPECTED_SCORES = ("CIDEr", "Bleu_4", "METEOR", "ROUGE_L")
-ANSWERED = "Avg"  # the score that answers to questions have, and captions do not
-MISSING = "-"
 
 Record = Mapping[str, Any]
 
@@ -93,19 +93,20 @@ def _read_json(path: Path) -> Record | None:
 
 
 def _split_table(split: str, base: _Run, eim: _Run) -> str:
-    """Loss, caption scores and retrieval of one split."""
-    left, right = _scores(base.splits.get(split)), _scores(eim.splits.get(split))
-    asked = ANSWERED in {*left, *right}
-    expected = () if asked else EXPECTED_SCORES
-    names = dict.fromkeys([f"{split} loss", *expected, *left, *right])
+    """Loss, caption scores and retrieval of one split, or how its questions were answered."""
+    measured = [run.splits.get(split) for run in (base, eim)]
+    if any(each is not None and "benchmark" in each for each in measured):
+        return answers_table(split, *measured)
+    left, right = map(_scores, measured)
+    names = dict.fromkeys([f"{split} loss", *EXPECTED_SCORES, *left, *right])
     names.pop("loss", None)
-    if not asked and not any("_r" in key and key[:3] in ("i2t", "t2i") for key in names):
+    if not any("_r" in key and key[:3] in ("i2t", "t2i") for key in names):
         names["retrieval recall"] = None
     left[f"{split} loss"], right[f"{split} loss"] = left.pop("loss", None), right.pop("loss", None)
-    records = [_records(run.splits.get(split)) for run in (base, eim)]
+    records = [_records(each) for each in measured]
     title = f"Scores on the {split} split (records: baseline {records[0]}, EIM {records[1]})"
-    rows = [_row(name, left.get(name), right.get(name), _score_text) for name in names]
-    return _table(title, rows)
+    rows = [row(name, left.get(name), right.get(name), score_text) for name in names]
+    return table(title, rows)
 
 
 def _scores(metrics: Record | None) -> dict[str, float | None]:
@@ -117,18 +118,16 @@ def _scores(metrics: Record | None) -> dict[str, float | None]:
 
 
 def _records(metrics: Record | None) -> str:
-    return MISSING if metrics is None else _count_text(metrics.get("records", 0))
+    return MISSING if metrics is None else count_text(metrics.get("records", 0))
 
 
 def _effort_table(base: _Run, eim: _Run) -> str:
     """What both runs cost: a fair comparison has seen as many records."""
     rows = [
-        _row(
-            "records seen", _total(base, "records_seen"), _total(eim, "records_seen"), _count_text
-        ),
-        _row("seconds", _total(base, "seconds"), _total(eim, "seconds"), _count_text),
+        row("records seen", _total(base, "records_seen"), _total(eim, "records_seen"), count_text),
+        row("seconds", _total(base, "seconds"), _total(eim, "seconds"), count_text),
     ]
-    return _table("Training, all phases together", rows)
+    return table("Training, all phases together", rows)
 
 
 def _total(run: _Run, key: str) -> float | None:
@@ -136,34 +135,6 @@ def _total(run: _Run, key: str) -> float | None:
     if not run.phases:
         return None
     return sum(float(summary.get(key, 0)) for summary in run.phases.values())
-
-
-def _row(
-    name: str, base: float | None, eim: float | None, show: Callable[[float], str]
-) -> tuple[str, str, str, str]:
-    left, right = (MISSING if value is None else show(value) for value in (base, eim))
-    if base is None or eim is None:
-        return name, left, right, MISSING
-    return name, left, right, ("+" if eim >= base else "-") + show(abs(eim - base))
-
-
-def _score_text(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def _count_text(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _table(title: str, rows: Iterable[tuple[str, ...]]) -> str:
-    """Right-aligned columns under a title."""
-    lines = [("", "baseline", "EIM", "difference"), *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    text = [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-        for line in lines
-    ]
-    return "\n".join([title, *(f"  {line}" for line in text)])
 
 
 def _phase_changes(eim: _Run) -> str:
@@ -185,7 +156,7 @@ def _phase_changes(eim: _Run) -> str:
         start, end = (validation.get(when) or {} for when in ("start", "end"))
         for metric in dict.fromkeys([*start, *end]):
             before, after = (
-                MISSING if side.get(metric) is None else _score_text(side[metric])
+                MISSING if side.get(metric) is None else score_text(side[metric])
                 for side in (start, end)
             )
             lines.append(f"    {metric}: {before} -> {after}")
@@ -195,7 +166,7 @@ def _phase_changes(eim: _Run) -> str:
 
 
 def _count_or_missing(summary: Record, key: str) -> str:
-    return MISSING if summary.get(key) is None else _count_text(summary[key])
+    return MISSING if summary.get(key) is None else count_text(summary[key])
 
 
 def _where_next(runs: Path, eim: _Run, base: _Run) -> str:

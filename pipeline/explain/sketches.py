@@ -34,7 +34,7 @@ def sketch_language_model(
     """
     chosen = family(config.family)
     encoder = None
-    if chosen.SEES_IMAGES:
+    if chosen.sees_images(config):
         sketch = sketch_clip(config.encoder)
         visual = sketch.model.visual
         assert isinstance(visual, nn.Module)

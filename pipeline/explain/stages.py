@@ -14,6 +14,7 @@ from pipeline.dist import World
 from pipeline.engine import resolve_precision
 from pipeline.errors import UserError
 from pipeline.evaluation.results import output_folder
+from pipeline.explain.answers import describe_answers
 from pipeline.explain.course import PhasePlan
 from pipeline.explain.data import Outlook, outlook, training_outlook
 from pipeline.explain.phase import (
@@ -26,6 +27,7 @@ from pipeline.explain.resolved import resolved_recipe
 from pipeline.explain.sketches import unmade_weights, with_sketches
 from pipeline.explain.standing import FINISHED, OFF, RESUMES, STARTS, Standing, standing
 from pipeline.explain.text import UNKNOWN, count, plural, section, size
+from pipeline.models.families import family
 from pipeline.phases import as_baseline, phases_before
 from pipeline.preflight import problems
 from pipeline.prerequisites import shards_missing, unmade
@@ -96,18 +98,6 @@ def explain_pretrain(config: Config, world: World) -> str:
     return _joined([*parts, resolved_recipe(config)])
 
 
-def explain_report(config: Config) -> str:
-    """What `stages/report.py` would compare."""
-    rows = []
-    for name in (config.name, f"{config.name}-baseline"):
-        folder = Path(config.runs) / name
-        found = [*folder.glob("*/summary.json"), *folder.glob("evaluate/*/metrics.json")]
-        there = ", ".join(str(each.relative_to(folder)) for each in sorted(found))
-        rows.append((name, there or f"nothing yet in {folder}"))
-    title = f"Plan of stages/report.py for recipe {config.recipe}: it reads, and writes nothing."
-    return section(title, rows)
-
-
 def _effective(config: Config, train: Outlook) -> Config:
     """The recipe that is really run, also where the number of records is not known yet."""
     return as_baseline(config, train.records or _NOMINAL) if config.baseline else config
@@ -174,6 +164,8 @@ def _weights(config: Config) -> list[tuple[str, str]]:
     encoder = f"{config.encoder.arch}, {config.encoder.pretrained or 'its own weights'}"
     if config.encoder.pretrained is None and ":" not in config.encoder.arch:
         encoder = f"{config.encoder.arch}, random weights"
+    if not family(config.family).sees_images(config):
+        encoder = "none: this model sees no images"
     rows = [("encoder", encoder), ("language model", config.llm.path)]
     if not config.pretrain.out or not config.make_missing:
         return rows
@@ -228,17 +220,9 @@ def _evaluation(config: Config, world: World, plans: Sequence[PhasePlan]) -> lis
     shared = (
         f"{count(calls)} calls of {settings.batch} records on each of {plural(world.size, 'rank')}"
     )
-    tell = _answering if config.data.task == QUESTIONS else _captioning
-    return [*rows, *tell(config, shared)]
-
-
-def _answering(config: Config, shared: str) -> list[tuple[str, str]]:
-    return [
-        ("answers", f"{shared}: the likeliest option, one forward pass for a question"),
-        ("also", "loss and perplexity of the true answers"),
-        ("scores", "accuracy by subject, context and grade, as the benchmark counts"),
-        ("writes", f"results.json and metrics.json in {output_folder(config)}"),
-    ]
+    if config.data.task == QUESTIONS:
+        return [*rows, *describe_answers(config, records, shared)]
+    return [*rows, *_captioning(config, shared)]
 
 
 def _captioning(config: Config, shared: str) -> list[tuple[str, str]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline import checkpoint as ckpt
 from pipeline import ds_config as ds
+from pipeline.checkpoint import newest_checkpoint
 from pipeline.checkpoint_state import read_state
 from pipeline.config import Config, PhaseConfig
 from pipeline.dist import World
@@ -109,7 +109,7 @@ def _position(folder: Path, segments: tuple[Segment, ...]) -> tuple[int, Path | 
     """The step that the phase goes on from, and the folder that it is read from."""
     step, source = 0, None
     for segment in segments:
-        newest = ckpt.newest_checkpoint(folder / "checkpoints", segment.start, segment.stop - 1)
+        newest = newest_checkpoint(folder / "checkpoints", segment.start, segment.stop - 1)
         if newest is not None:
             step, source = int(newest.name.removeprefix("step-")), newest
         if read_export(folder / f"segment-{segment.index}") is not None:

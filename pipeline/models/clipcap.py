@@ -20,8 +20,6 @@ from pipeline.models.multimodal import IMAGE_SLOT, MultimodalLM
 from pipeline.models.placement import WHOLE, Placement, fill, reset_parameters
 from pipeline.models.st import build_st
 
-SEES_IMAGES = True
-
 
 class ClipCap(MultimodalLM):
     """Mapper and language model over a CLIP feature. SOURCE: ClipCap train.py:220-258."""
@@ -100,6 +98,11 @@ def tower(cfg: Config, encoder: ImageEncoder, placement: Placement = WHOLE) -> I
         placement: how what is added to it comes into being.
     """
     return encoder
+
+
+def sees_images(cfg: Config) -> bool:
+    """Whether there is an image tower and an ST network: always."""
+    return True
 
 
 def slots(cfg: Config) -> int:

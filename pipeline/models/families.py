@@ -27,7 +27,8 @@ Layout = Callable[[Sequence[int], bool], list[int]]
 class Family(Protocol):
     """What a family's module offers; `clipcap` documents each."""
 
-    SEES_IMAGES: bool
+    def sees_images(self, cfg: Config) -> bool:
+        """Whether the model has an image tower and an ST network."""
 
     def tower(self, cfg: Config, encoder: ImageEncoder, placement: Placement = ...) -> ImageEncoder:
         """The image tower as the family looks through it."""

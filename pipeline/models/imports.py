@@ -71,8 +71,13 @@ def _llama_adapter(file: Path, config: Config) -> Imported:
         layers=config.llama_adapter.layers,
         length=config.llama_adapter.prompt_length,
     )
-    said = (f"{len(found.tensors)} tensors of LLaMA-Adapter V1 (text)", *found.remarks())
-    return Imported(found.tensors, "; ".join(said), config)
+    said = (
+        f"{len(found.tensors)} tensors of LLaMA-Adapter V1 (text), which was never shown an image: "
+        "it answers with llama_adapter.sees_images=false",
+        *found.remarks(),
+    )
+    text_model = replace(config.llama_adapter, sees_images=False, early_layers=0)
+    return Imported(found.tensors, "; ".join(said), replace(config, llama_adapter=text_model))
 
 
 _READERS: Mapping[str, Callable[[Path, Config], Imported]] = MappingProxyType(

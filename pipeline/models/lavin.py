@@ -30,7 +30,6 @@ from pipeline.models.tower import (
     tower_blocks,
 )
 
-SEES_IMAGES = True
 _MOST_OPENING = 12  # tokens of BOS and "Image: N/A", whatever the tokenizer
 
 
@@ -48,6 +47,11 @@ class Layout:
         if has_image:
             return [*self.opening, *self.image, *[IMAGE_SLOT] * self.slots, *prompt_ids]
         return [*self.opening, *self.no_image, *prompt_ids]
+
+
+def sees_images(cfg: Config) -> bool:
+    """Always."""
+    return True
 
 
 def slots(cfg: Config) -> int:

@@ -25,8 +25,6 @@ from pipeline.models.multimodal import IMAGE_SLOT, MultimodalLM
 from pipeline.models.placement import WHOLE, Placement, fill, reset_parameters
 from pipeline.models.st import build_st
 
-SEES_IMAGES = True
-
 # What V2 trains on which kind of data, so that neither disturbs the other (its section 3.2).
 _DISJOINT = {"captions": ("st", "early"), "instructions": ("prompts", "affine", "norms")}
 
@@ -36,7 +34,8 @@ class LlamaAdapter(MultimodalLM):
 
     Args:
         encoder, st, llm: as in `MultimodalLM`; `st` gives (I, 1, D), or with early fusion
-            (I, n, D). The attention of `llm` is changed in place.
+            (I, n, D); without an encoder and ST at all, `st` is `nn.Identity`. The attention of
+            `llm` is changed in place.
         adaption: the prompts, made for `llm`.
         affine: bias and scale of the linear maps, made for `llm`; None for none.
     """
@@ -90,16 +89,18 @@ def build(
     """
     config = load_llm_config(cfg.llm)
     check(cfg, config)
-    if not with_encoder:
+    if not with_encoder or not sees_images(cfg):
         encoder = None
     elif encoder is None:
         encoder, _ = load_image_encoder(cfg.encoder, seed=cfg.seed)
     width = feature_width if encoder is None else encoder.width
-    if width is None:
+    if width is None and sees_images(cfg):
         raise ValueError("feature_width is needed without an encoder")
     llm = load_llm(cfg.llm, dtype=dtype, placement=placement, seed=cfg.seed)
     with placement.skeleton():
-        st = build_st(cfg.st, width=width, llm_width=llm_width(config))
+        st: nn.Module = nn.Identity()
+        if width is not None:
+            st = build_st(cfg.st, width=width, llm_width=llm_width(config))
         adaption, affine = build_adaption(cfg, llm)
     for part in (st, adaption, affine):
         if part is not None:
@@ -140,7 +141,12 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
             f"{chosen.early_layers} first ones (llama_adapter.early_layers) exceed the {depth} "
             f"layers of {cfg.llm.path}; at most {depth - chosen.early_layers} fit"
         )
-    if not chosen.early_layers and cfg.st.prefix_length != 1:
+    if chosen.early_layers and not chosen.sees_images:
+        raise ConfigError(
+            f"llama_adapter.early_layers={chosen.early_layers}: these layers attend to an image, "
+            "and with llama_adapter.sees_images=false there is none; set it to 0"
+        )
+    if not chosen.early_layers and cfg.st.prefix_length != 1 and chosen.sees_images:
         raise ConfigError(
             f"st.prefix_length: {cfg.st.prefix_length} embeddings cannot be added to each prompt; "
             "set it to 1, or llama_adapter.early_layers to 1 or more (early fusion)"
@@ -160,6 +166,11 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
 def tower(cfg: Config, encoder: ImageEncoder, placement: Placement = WHOLE) -> ImageEncoder:
     """The image tower as it is; see `clipcap.tower`."""
     return encoder
+
+
+def sees_images(cfg: Config) -> bool:
+    """V1's text model does not."""
+    return cfg.llama_adapter.sees_images
 
 
 def slots(cfg: Config) -> int:
@@ -188,9 +199,10 @@ def parts(model: MultimodalLM) -> dict[str, nn.Module]:
     `norms` lie within `llm`, `gates` within `prompts`: of such a pair a segment may train one.
     """
     assert isinstance(model, LlamaAdapter)
-    found: dict[str, nn.Module] = {"st": model.st, "llm": model.llm}
-    if model.encoder is not None:
-        found = {"encoder": model.encoder, **found}
+    found: dict[str, nn.Module] = {} if model.encoder is None else {"encoder": model.encoder}
+    if not isinstance(model.st, nn.Identity):
+        found["st"] = model.st
+    found["llm"] = model.llm
     found["norms"] = nn.ModuleList(norms(model.llm))
     found["prompts"] = model.adaption.late
     found["gates"] = model.adaption.gates()
@@ -211,7 +223,8 @@ def trains(cfg: Config, phase: str) -> tuple[str, ...]:
     if phase == "st_align":
         return ("st", "early") if chosen.early_layers else ("st", "gates")
     switched = (("early", chosen.early_layers > 0), ("affine", chosen.bias_scale))
-    return ("st", "prompts", *(part for part, on in switched if on))
+    st = ("st",) if chosen.sees_images else ()
+    return (*st, "prompts", *(part for part, on in switched if on))
 
 
 def disjoint_parts(model: MultimodalLM, data: str) -> tuple[str, ...]:

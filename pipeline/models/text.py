@@ -18,8 +18,6 @@ from pipeline.models.llm import context_length, load_llm, load_llm_config
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import WHOLE, Placement
 
-SEES_IMAGES = False
-
 
 def build(
     cfg: Config,
@@ -49,6 +47,11 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
 def tower(cfg: Config, encoder: ImageEncoder, placement: Placement = WHOLE) -> ImageEncoder:
     """There is none to look through; see `clipcap.tower`."""
     return encoder
+
+
+def sees_images(cfg: Config) -> bool:
+    """Never."""
+    return False
 
 
 def slots(cfg: Config) -> int:

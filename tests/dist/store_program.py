@@ -23,8 +23,8 @@ from unittest import mock
 import torch
 from torch import nn
 
-from pipeline import checkpoint as ckpt
 from pipeline import dist, saving
+from pipeline.checkpoint import choose_checkpoint
 from pipeline.checkpoint_files import checkpoints, fault_in
 from pipeline.config import CheckpointsConfig, PhaseConfig
 from pipeline.engine import Engine
@@ -124,7 +124,7 @@ def under_one_stage(stage: int, folder: Path, staging: Path, world: dist.World) 
     if world.is_main:
         flip(sorted((there / "step-000005" / "engine").glob(f"*rank_{world.size - 1}_*"))[-1])
     dist.wait_for_all(world)
-    chosen = ckpt.choose_checkpoint(there, 0, 9, world)
+    chosen = choose_checkpoint(there, 0, 9, world)
     seen["chosen"] = None if chosen is None else chosen.name
     seen["after the choice"] = names(there)
     engine.close()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import ExportTensors
 from pipeline.evaluation.scienceqa import read_results
+from pipeline.export_files import ExportTensors
 from tests.dist.launch import launch, succeeded
 from tests.dist.test_training import scalars, summary
 from tests.tiny import write_questions

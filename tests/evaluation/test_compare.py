@@ -1,6 +1,9 @@
 """The comparison of two run directories: complete, partly missing, damaged."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.evaluation.compare import compare
+from tests.helpers import REPOSITORY
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -115,3 +119,82 @@ def test_a_damaged_file_is_named(runs: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(DataError, match=r"llm_tune/summary\.json .*delete it"):
         compare(runs, "quick", "quick-baseline")
+
+
+GROUPS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
+WAY = "the likeliest option; QCM-A in lavin's words"
+
+
+def answered(average: float, *, way: str = WAY, records: int = 10, unparsed: int = 0) -> Any:
+    accuracy = {name: None if name == "NO" else average for name in GROUPS}
+    benchmark = {
+        "accuracy": accuracy,
+        "unparsed": unparsed,
+        "unanswered": 1,
+        "missing": {"subject": 0, "grade": 2},
+    }
+    scores = {name: value for name, value in accuracy.items() if value is not None}
+    made = {"records": records, "loss": 1.0, "answers": way, "benchmark": benchmark}
+    return {**made, "split": "test", "scores": scores}
+
+
+def test_answers_are_compared_by_the_benchmarks_groups(runs: Path) -> None:
+    write(runs / "quick/evaluate/test/metrics.json", answered(60.0, unparsed=3))
+    write(runs / "quick-baseline/evaluate/test/metrics.json", answered(52.5))
+    text = compare(runs, "quick", "quick-baseline")
+    for name in GROUPS:
+        numbers = ["-", "-", "-"] if name == "NO" else ["52.50", "60.00", "+7.50"]
+        assert row(text, name) == numbers
+    assert [text.index(f"\n  {name}") for name in GROUPS] == sorted(
+        text.index(f"\n  {name}") for name in GROUPS
+    )
+    assert row(text, "questions") == ["10", "10", "+0"]
+    assert row(text, "unparsed (wrong)") == ["0", "3", "+3"]
+    assert row(text, "unanswered (wrong)") == ["1", "1", "+0"]
+    assert row(text, "grade unknown") == ["2", "2", "+0"]
+    assert f"\n  answered: {WAY}\n" in text
+    assert "NOT COMPARABLE" not in text and "CIDEr" not in text and "retrieval" not in text
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"way": "generated, greedy"}, "answered in different ways"),
+        ({"records": 9}, "not asked the same questions"),
+    ],
+)
+def test_answers_that_cannot_be_compared_are_flagged(
+    runs: Path, other: dict[str, Any], message: str
+) -> None:
+    write(runs / "quick/evaluate/test/metrics.json", answered(60.0))
+    write(runs / "quick-baseline/evaluate/test/metrics.json", answered(52.5, **other))
+    text = compare(runs, "quick", "quick-baseline")
+    assert f"NOT COMPARABLE: the two were {message}" in text
+    if "way" in other:
+        assert f"answered, baseline: {other['way']}" in text and f"answered, EIM: {WAY}" in text
+
+
+def test_one_run_alone_is_shown_with_dashes_for_the_other(runs: Path) -> None:
+    write(runs / "quick/evaluate/test/metrics.json", answered(60.0))
+    (runs / "quick-baseline/evaluate/test/metrics.json").unlink()
+    text = compare(runs, "quick", "quick-baseline")
+    assert row(text, "Avg") == ["-", "60.00", "-"]
+    assert f"answered: {WAY}" in text and "NOT COMPARABLE" not in text
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(runs: Path) -> None:
+    """As `stages/report.py | head`: the reader is gone before the first line is written."""
+    command = [sys.executable, "stages/report.py", f"runs={runs}", "name=quick"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as report:
+        assert report.stdout is not None and report.stderr is not None
+        report.stdout.close()
+        assert report.stderr.read() == ""
+    assert report.returncode == 0

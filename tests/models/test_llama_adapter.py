@@ -1,5 +1,6 @@
 """The LLaMA-Adapter family over the shared multimodal model: batches, generation, parts, checks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,25 @@ def test_build_gives_the_same_weights_again_and_leaves_the_llm_alone(tmp_path: P
     assert all(0.5 < float(each.detach().float().std()) < 1.5 for each in prompts)
 
 
+def test_the_text_model_says_of_text_what_the_whole_one_does_and_has_no_eyes(
+    tmp_path: Path,
+) -> None:
+    seeing, rows = build(tmp_path), batch()
+    cfg = recipe(tmp_path, "llama", replace(V1, sees_images=False))
+    options: dict[str, Any] = {"dtype": torch.float32, "placement": Placement()}
+    blind = llama_adapter.build(cfg, with_encoder=True, **options).eval()
+    assert blind.encoder is None and "st" not in parts(blind)
+    assert llama_adapter.trains(cfg, "llm_tune") == ("prompts",)
+    blind.adaption.load_state_dict(seeing.adaption.state_dict())
+    everything = {id(p) for part in parts(blind).values() for p in part.parameters()}
+    assert everything == {id(p) for p in blind.parameters()}
+
+    rows["image_rows"] = torch.full_like(rows["image_rows"], -1)
+    expected = seeing(**rows).logits
+    del rows["features"]
+    torch.testing.assert_close(blind(**rows).logits, expected)
+
+
 def test_slots_are_refused(tmp_path: Path) -> None:
     model, rows = build(tmp_path), batch()
     rows["input_ids"][0, 0] = IMAGE_SLOT
@@ -255,6 +275,7 @@ def test_slots_are_refused(tmp_path: Path) -> None:
     [
         ({"layers": 3}, r"llama_adapter\.layers: 3 .* exceed the 2 layers .* at most 2 fit"),
         ({"layers": 2, "early_layers": 1}, r"and 1 first ones .* at most 1 fit"),
+        ({"layers": 1, "early_layers": 1, "blind": 1}, r"early_layers=1: .* set it to 0"),
         ({"prefix": 4}, r"st\.prefix_length: 4 embeddings .* set it to 1"),
         ({"max_tokens": 32}, r"data\.max_tokens: 32 tokens .* at most 31 fit"),
         ({"max_new_tokens": 32}, r"evaluate\.max_new_tokens"),
@@ -266,6 +287,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(
     cfg = recipe(tmp_path, "llama", LlamaAdapterConfig(layers=2))
     cfg.llama_adapter.layers = changes.get("layers", 2)
     cfg.llama_adapter.early_layers = changes.get("early_layers", 0)
+    cfg.llama_adapter.sees_images = not changes.get("blind", 0)
     cfg.st.prefix_length = changes.get("prefix", 1)
     cfg.data.max_tokens = changes.get("max_tokens", 20)
     cfg.evaluate.max_new_tokens = changes.get("max_new_tokens", 20)
