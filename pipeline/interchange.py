@@ -20,7 +20,8 @@ from pipeline.config import Config, ExportConfig
 from pipeline.data.files import sha256_of
 from pipeline.errors import ConfigError
 from pipeline.exports import WEIGHTS, find_export
-from pipeline.models.encoder import feature_width, load_clip
+from pipeline.models.encoder import load_clip
+from pipeline.models.encoder_sketch import feature_width
 from pipeline.models.folders import write_clip, write_llm, write_st
 from pipeline.models.imports import read_reference
 from pipeline.models.llm import llm_width, load_llm, load_tokenizer

@@ -25,7 +25,7 @@ from pipeline.explain.parts import sketch_language_model
 from pipeline.explain.phase import export_size, plan_phase
 from pipeline.explain.text import size
 from pipeline.exports import DETAILS, WEIGHTS, is_export
-from pipeline.models.encoder import HUB, check_encoder, sketch_clip
+from pipeline.models.encoder_sketch import HUB, check_encoder, sketch_clip
 from pipeline.models.families import family
 from pipeline.models.llm import (
     check_adapters,

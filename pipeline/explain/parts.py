@@ -22,7 +22,8 @@ from pipeline.engine import dtype_of
 from pipeline.errors import ConfigError
 from pipeline.explain.activations import language_activations, pair_activations, pair_logits
 from pipeline.memory import Parameters, persistence_threshold
-from pipeline.models.encoder import LOCAL_DIR, ImageEncoder, depth_groups, sketch_clip
+from pipeline.models.encoder import ImageEncoder, depth_groups
+from pipeline.models.encoder_sketch import LOCAL_DIR, sketch_clip
 from pipeline.models.families import family
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import Blueprint

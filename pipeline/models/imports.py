@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from pipeline.config import Config
 from pipeline.models import lavin, official, official_lavin, official_llama_adapter
-from pipeline.models.encoder import ImageEncoder, sketch_clip
+from pipeline.models.encoder import ImageEncoder
+from pipeline.models.encoder_sketch import sketch_clip
 from pipeline.models.llm import load_llm_config
 from pipeline.models.placement import Blueprint
 

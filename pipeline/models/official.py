@@ -20,7 +20,7 @@ from transformers import GPT2Config
 
 from pipeline.config import Config, STConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.models.encoder import feature_width
+from pipeline.models.encoder_sketch import feature_width
 from pipeline.models.llm import load_llm_config
 from pipeline.models.st import build_st
 from pipeline.models.weights import UNREADABLE, why_unreadable
