@@ -13,9 +13,10 @@ from transformers import LlamaForCausalLM
 
 from pipeline.config import LLMConfig
 from pipeline.errors import CheckpointError, ConfigError, UserError
-from pipeline.models.llm import load_llm, load_llm_config
+from pipeline.models.llm import check_weights, load_llm, load_llm_config, load_tokenizer
 from pipeline.models.official_meta import MetaWeights, is_meta_folder, rename, split_halves
 from pipeline.models.placement import Placement
+from pipeline.models.scratch import train_tokenizer
 from tests.models import tiny
 
 HEADS, GROUPS = 4, 2
@@ -83,6 +84,16 @@ def test_files_of_a_model_load_back_equal(tmp_path: Path, shards: int, by_words:
         assert torch.equal(value, expected[name]), name
     ids = torch.tensor([[1, 2, 3, 4]])
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=0, rtol=0)
+
+
+def test_a_folder_without_config_json_has_its_weights_and_needs_a_tokenizer(tmp_path: Path) -> None:
+    write(tmp_path, theirs(llama(vocab_size=38)), 2)
+    cfg = LLMConfig(path=str(tmp_path))
+    check_weights(cfg)
+    with pytest.raises(ConfigError, match=r"put the model's tokenizer\.json .* beside the weights"):
+        load_tokenizer(cfg)
+    train_tokenizer(["a text"], 300).save_pretrained(tmp_path)
+    assert load_tokenizer(cfg).decode(load_tokenizer(cfg).encode("a text")) == "a text"
 
 
 def test_the_permutation_turns_interleaved_rope_into_the_halves_of_transformers() -> None:
