@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.weights import UNREADABLE, why_unreadable
 
 PARAMS = "params.json"
 
@@ -218,9 +218,9 @@ def _open(file: Path) -> Mapping[str, Tensor]:
     """The tensors of one shard, mapped: a page is read when something uses it."""
     try:
         shard = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
-            f"llm.path: {file} cannot be read safely ({str(error).splitlines()[0]}); fetch it again"
+            f"llm.path: {file} cannot be read safely ({why_unreadable(error)}); fetch it again"
         ) from error
     if not isinstance(shard, Mapping) or not all(isinstance(v, Tensor) for v in shard.values()):
         raise CheckpointError(f"llm.path: {file} holds more than tensors; fetch Meta's own file")
