@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pipeline.config import Config
 from pipeline.errors import CheckpointError
 from pipeline.models.lavin import parts
 from pipeline.models.lavin_model import Lavin
@@ -105,6 +106,19 @@ def read_official_lavin(file: Path, model: Lavin) -> OfficialLavin:
         unknown=(*unknown, *elsewhere),
         missing=tuple(sorted(wanted.keys() - tensors.keys())),
     )
+
+
+def otherwise(config: Config) -> list[str]:
+    """A line on what a recipe does otherwise than the reference, which no tensor tells; or none."""
+    theirs = {
+        "encoder.pixels": ("imagenet", config.encoder.pixels),
+        "encoder.resize": ("squash", config.encoder.resize),
+        "lavin.routing": ("token", config.lavin.routing),
+    }
+    wanted = [f"{key}={value}" for key, (value, ours) in theirs.items() if value != ours]
+    if not wanted:
+        return []
+    return [f"the reference fed it single images by {' '.join(wanted)}, this recipe does not"]
 
 
 def _parameters(model: Lavin) -> dict[str, Tensor]:

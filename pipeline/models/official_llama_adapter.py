@@ -6,10 +6,11 @@ beside the frozen LLaMA. Read with weights_only. It assumes the recipe's sizes; 
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
 from pipeline.models.official_files import read_state_dict
@@ -78,6 +79,21 @@ def read_adapter(file: Path, *, depth: int, layers: int, length: int) -> Adapter
     unused = tuple(each for each in left if _GATE.fullmatch(each))
     unknown = tuple(each for each in left if each not in frozen and each not in unused)
     return AdapterCheckpoint(tensors, unused, frozen, unknown)
+
+
+def check_sizes(file: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Compares a file's tensors with a model, which may be on the meta device.
+
+    Raises:
+        CheckpointError: the first tensor that the model has in another shape.
+    """
+    for name, each in tensors.items():
+        theirs, ours = tuple(each.shape), tuple(model.get_parameter(name).shape)
+        if theirs != ours:
+            raise CheckpointError(
+                f"official={file}: {name} is {theirs}, the model's is {ours}; set llm.path to the "
+                "LLaMA that it was trained with"
+            )
 
 
 def _some(names: tuple[str, ...]) -> str:
