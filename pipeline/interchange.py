@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.exports import WEIGHTS, find_export
 from pipeline.models.encoder import load_clip
 from pipeline.models.encoder_sketch import feature_width
+from pipeline.models.families import added_by, is_added
 from pipeline.models.folders import write_clip, write_llm, write_st
 from pipeline.models.imports import read_reference
 from pipeline.models.llm import llm_width, load_llm, load_tokenizer
@@ -60,6 +61,7 @@ def import_official(config: Config, file: Path, out: Path) -> str:
     details = {
         "fingerprint": ckpt.fingerprint_of(ckpt.IMPORTED, source["sha256"]),
         "phase": ckpt.IMPORTED,
+        "family": added_by(config) if any(map(is_added, found.tensors)) else None,
         "source": source,
     }
     used = replace(found.config, export=ExportConfig())

@@ -26,6 +26,7 @@ from pipeline.config import Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.data.loader import iterate
 from pipeline.dist import World, from_main, wait_for_all
 from pipeline.engine import resolve_precision
+from pipeline.models.families import added_by, is_added
 from pipeline.models.lora import is_adapter
 from pipeline.phases import Segment, learning_rate
 from pipeline.setup import Setup, set_up
@@ -162,6 +163,7 @@ class SegmentRun:
                 "fingerprint": self.fingerprint,
                 "phase": self.name,
                 "lora": asdict(self.config.llm.lora) if any(map(is_adapter, tensors)) else None,
+                "family": added_by(self.config) if any(map(is_added, tensors)) else None,
             }
             ckpt.save_export(target, tensors, progress, details, self.config)
             log.info("%-13s export %s", self.name, target)
