@@ -1,4 +1,4 @@
-"""Both families on the towers that open_clip gives, and on language models that they do not know."""
+"""Both families on the towers that open_clip gives, and on language models that are not known."""
 
 from pathlib import Path
 from typing import Any
