@@ -23,6 +23,8 @@ from pipeline.models.placement import Placement
 # A prompt's ids, and whether there is an image -> all that stands in a row before its target.
 Layout = Callable[[Sequence[int], bool], list[int]]
 
+_TRAINING = (".dropout", ".disjoint")  # keys of a family that change nothing once it is trained
+
 
 class Family(Protocol):
     """What a family's module offers; `clipcap` documents each."""
@@ -114,7 +116,7 @@ def added_by(cfg: Config) -> dict[str, object]:
     for key, value in family_settings(cfg).items():
         inner = value if isinstance(value, dict) else {"": value}
         names = {f"{cfg.family}.{key}.{each}".rstrip("."): inner[each] for each in inner}
-        found |= {name: each for name, each in names.items() if not name.endswith(".dropout")}
+        found |= {name: each for name, each in names.items() if not name.endswith(_TRAINING)}
     return found
 
 
