@@ -4,6 +4,7 @@ Assumes nothing about a family but this protocol; a new family is one file and o
 name and parts stand in `config.PARTS`).
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from types import MappingProxyType
@@ -103,11 +104,15 @@ def check_made_with(made_with: Mapping[str, Any] | None, cfg: Config, where: obj
         return  # tensors of another family are found by their names
     other = [key for key, value in made_with.items() if ours.get(key) != value]
     if other:
-        wanted = " ".join(f"{key}={made_with[key]}".replace(" ", "") for key in other)
+        wanted = " ".join(f"{key}={_as_argument(made_with[key])}" for key in other)
         raise CheckpointError(
             f"{where} was made with {wanted}, which this recipe does not say; set that, or name "
             "another export"
         )
+
+
+def _as_argument(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def added_by(cfg: Config) -> dict[str, object]:

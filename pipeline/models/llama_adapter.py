@@ -141,7 +141,7 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
         raise ConfigError(
             f"llama_adapter.layers: {chosen.layers} topmost layers with prompts and "
             f"{chosen.early_layers} first ones (llama_adapter.early_layers) exceed the {depth} "
-            f"layers of {cfg.llm.path}; at most {depth - chosen.early_layers} fit"
+            f"layers of {cfg.llm.path}; together at most {depth} fit"
         )
     if not chosen.early_layers and cfg.st.prefix_length != 1:
         raise ConfigError(

@@ -27,6 +27,7 @@ def test_the_same_model_passes_and_so_does_another_dropout() -> None:
         ({"routing": "token"}, r"made with lavin\.routing=cls,"),
         ({"image_layers": [2, 1]}, r"lavin\.image_layers=\[\],"),
         ({"adapter": MMAdapterConfig(temperature=5)}, r"lavin\.adapter\.temperature=10\.0,"),
+        ({"adapter": MMAdapterConfig(hidden=4)}, r"lavin\.adapter\.hidden=8,"),
         ({"adapter": MMAdapterConfig(scale=2)}, r"lavin\.adapter\.scale=1\.0,"),
     ],
 )
@@ -41,6 +42,9 @@ def test_prompts_of_fewer_layers_are_refused_though_they_would_fit() -> None:
     made = Config(family="llama_adapter", llama_adapter=LlamaAdapterConfig(layers=2))
     more = Config(family="llama_adapter", llama_adapter=LlamaAdapterConfig(layers=3))
     with pytest.raises(CheckpointError, match=r"made with llama_adapter\.layers=2,"):
+        check_made_with(added_by(made), more, "export")
+    made.llama_adapter.bias_scale = True
+    with pytest.raises(CheckpointError, match=r"llama_adapter\.bias_scale=true,"):  # as typed
         check_made_with(added_by(made), more, "export")
 
 

@@ -259,7 +259,7 @@ def test_slots_are_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"layers": 3}, r"llama_adapter\.layers: 3 .* exceed the 2 layers .* at most 2 fit"),
-        ({"layers": 2, "early_layers": 1}, r"and 1 first ones .* at most 1 fit"),
+        ({"layers": 2, "early_layers": 1}, r"and 1 first ones .* together at most 2 fit"),
         ({"prefix": 4}, r"st\.prefix_length: 4 embeddings .* set it to 1"),
         ({"max_tokens": 32}, r"data\.max_tokens: 32 tokens .* at most 31 fit"),
         ({"max_new_tokens": 32}, r"evaluate\.max_new_tokens"),
