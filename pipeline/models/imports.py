@@ -89,11 +89,10 @@ def _llama_adapter(file: Path, config: Config) -> Imported:
     )
     official_llama_adapter.check_sizes(file, found.tensors, model)
     projection = {f"st.{name}": each for name, each in silent(model.st).items()}
-    said = (
-        f"{len(found.tensors)} tensors of LLaMA-Adapter V1 (text)",
-        "images say nothing to it until st trains: its projection starts at zero",
-        *found.remarks(),
-    )
+    said = [f"{len(found.tensors)} tensors of LLaMA-Adapter V1 (text)"]
+    if projection:
+        said.append("images say nothing to it until st trains: its projection starts at zero")
+    said += found.remarks()
     return Imported({**found.tensors, **projection}, "; ".join(said), config)
 
 
