@@ -158,7 +158,7 @@ def params(**more: Any) -> Callable[[Path], None]:
         (
             change(lambda t: t.pop("norm.weight")),
             CheckpointError,
-            r"lacks model\.norm\.weight; its weights",
+            r"shard 0 lacks norm\.weight",
         ),
         (
             change(lambda t: t.pop("norm.weight"), shard=1),
@@ -167,8 +167,37 @@ def params(**more: Any) -> Callable[[Path], None]:
         ),
         (change(lambda t: t.update(odd=[1])), CheckpointError, "more than tensors"),
         (params(n_layers=3), CheckpointError, r"lacks model\.layers\.2"),
+        (
+            change(lambda t: t.update(odd=torch.ones(1)), shard=1),
+            CheckpointError,
+            "does not have: odd;",
+        ),
+        (
+            change(lambda t: t.update({"layers.0.attention.wq.weight": torch.ones(8, 4)}), shard=1),
+            CheckpointError,
+            r"not of one model: layers\.0\.attention\.wq\.weight",
+        ),
+        (
+            change(lambda t: t.update({"norm.weight": torch.ones(7)}), shard=1),
+            CheckpointError,
+            r"not of one model: norm\.weight",
+        ),
+        (
+            change(lambda t: t.update({"output.weight": torch.tensor(1.0)})),
+            CheckpointError,
+            r"output\.weight is \(\), no matrix",
+        ),
+        (
+            params(n_layers=1),
+            CheckpointError,
+            r"holds layers\.1\..*wq\.weight.* of which its params\.json does not speak",
+        ),
+        (params(n_layers=0), ConfigError, "n_layers is 0"),
+        (params(n_heads=3), ConfigError, "3 heads .* do not divide dim 16"),
+        (params(norm_eps="a"), ConfigError, "norm_eps is 'a', no number"),
+        (params(rope_theta=None), ConfigError, "rope_theta is None, no number"),
         (params(use_scaled_rope=True), ConfigError, "scaled RoPE"),
-        (params(dim=None), CheckpointError, "None rows"),
+        (params(dim=None), ConfigError, "dim is None"),
         (
             lambda folder: (folder / "params.json").write_text("{}"),
             ConfigError,
