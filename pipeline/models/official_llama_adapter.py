@@ -64,7 +64,7 @@ def read_adapter(file: Path, *, depth: int, layers: int, length: int) -> Adapter
             f"{file} lacks {', '.join(missing)}; it is no checkpoint of LLaMA-Adapter V1, or one "
             f"for more layers than it has (llama_adapter.layers={layers})"
         )
-    rows = found[_PROMPTS].shape[0]
+    rows = len(found[_PROMPTS]) if found[_PROMPTS].dim() == 2 else 0
     if rows != layers * length:
         raise CheckpointError(
             f"{file}: {rows} prompts are not {length} in each of {layers} layers; set "
