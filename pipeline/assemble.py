@@ -28,7 +28,7 @@ from pipeline.models.encoder import (
     load_clip,
     load_image_encoder,
 )
-from pipeline.models.families import family
+from pipeline.models.families import check_made_with, family
 from pipeline.models.llm import load_tokenizer
 from pipeline.models.lora import check_settings, is_adapter, stable_name
 from pipeline.models.multimodal import MultimodalLM
@@ -98,9 +98,10 @@ def build_caption_model(
 
 
 def check_adapters(config: Config, export: Path) -> None:
-    """Raises CheckpointError where an export holds other adapters than the recipe's LLM has."""
+    """Raises CheckpointError where an export holds other adapters than the recipe's model has."""
     details = read_export(export) or {}
     check_settings(details.get("lora"), config.llm.lora, export)
+    check_made_with(details.get("family"), config, export)
 
 
 def check_stop(config: Config, export: Path) -> None:

@@ -10,23 +10,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.assemble import check_adapters, overlay, overlay_clip
+from pipeline.assemble import check_adapters, overlay, overlay_clip, overlay_parts
 from pipeline.config import Config, ExportConfig
 from pipeline.data.files import sha256_of
 from pipeline.errors import ConfigError
 from pipeline.export_files import IMPORTED, ExportTensors, save_export
 from pipeline.exports import WEIGHTS, find_export
 from pipeline.hashes import fingerprint_of
-from pipeline.models.encoder import feature_width, load_clip
+from pipeline.models import lavin
+from pipeline.models.encoder import load_clip
+from pipeline.models.encoder_sketch import feature_width, sketch_clip
+from pipeline.models.families import added_by, is_added
+from pipeline.models.folded import folded_llm
 from pipeline.models.folders import write_clip, write_llm, write_st
 from pipeline.models.imports import read_reference
 from pipeline.models.llm import llm_width, load_llm, load_tokenizer
 from pipeline.models.lora import merge
 from pipeline.models.placement import Placement
 from pipeline.models.quantize import NONE
+from pipeline.models.tower import tower_blocks
 from pipeline.progress import Progress
 
 
@@ -61,6 +66,7 @@ def import_official(config: Config, file: Path, out: Path) -> str:
     details = {
         "fingerprint": fingerprint_of(IMPORTED, source["sha256"]),
         "phase": IMPORTED,
+        "family": added_by(config) if any(map(is_added, found.tensors)) else None,
         "source": source,
     }
     used = replace(found.config, export=ExportConfig())
@@ -71,14 +77,36 @@ def import_official(config: Config, file: Path, out: Path) -> str:
 def convert(config: Config, source: Path, out: Path) -> str:
     """An export of ours as llm/, st.safetensors with st.json, and, where it was adapted, encoder/.
 
-    `out` appears by rename, complete or not at all. ConfigError for a family whose language model
-    is no plain one, and where its weights would be quantised.
+    Of LaVIN, with `export.fold`, llm/ alone. `out` appears by rename, complete or not at all.
+    ConfigError for a family whose language model is no plain one, and where its weights would be
+    quantised.
     """
     check_adapters(config, source)
-    if config.family not in ("clipcap", "text"):
+    _check_plain(config, source)
+    tensors = ExportTensors(source)
+    writing = out.with_name(f".writing-{out.name}")
+    shutil.rmtree(writing, ignore_errors=True)
+    writes = _write_parts if config.export.fold == "none" else _write_folded
+    said = writes(config, tensors, writing)
+    if out.exists():
+        out.rmdir()  # empty
+    writing.rename(out)
+    return f"{out}: {said}"
+
+
+def _check_plain(config: Config, source: Path) -> None:
+    """Raises ConfigError where no plain language model can come out."""
+    fold = config.export.fold
+    if fold != "none" and config.family != "lavin":
+        raise ConfigError(
+            f"export.fold={fold}: only the adapters of family=lavin fold into an LLM, the recipe's "
+            f"family is {config.family}; leave it out"
+        )
+    if fold == "none" and config.family not in ("clipcap", "text"):
+        folds = "; fold=text or fold=image makes one of it" if config.family == "lavin" else ""
         raise ConfigError(
             f"checkpoint={source}: a model of family {config.family} is no plain LLM that other "
-            f"libraries load; its own tensors are in {source / WEIGHTS}, by name"
+            f"libraries load{folds}; its own tensors are in {source / WEIGHTS}, by name"
         )
     quantize = config.llm.quantize
     if quantize != NONE:
@@ -87,14 +115,34 @@ def convert(config: Config, source: Path, out: Path) -> str:
             "add llm.quantize=none to write the weights as they came, with LoRA merged into them "
             "(outputs differ by what the bits had rounded)"
         )
-    tensors = ExportTensors(source)
+
+
+def _write_folded(config: Config, tensors: Mapping[str, Tensor], writing: Path) -> str:
+    """LaVIN's language model with the adapters of one modality in its weights."""
+    tower = sketch_clip(config.encoder)
+    assert isinstance(tower.model.visual, nn.Module)
+    model = lavin.build(
+        config,
+        dtype=torch.float32,
+        placement=Placement(),
+        with_encoder=False,
+        feature_width=tower_blocks(tower.model.visual).width,
+    )
+    overlay_parts(model, tensors, Placement())
+    has_image = config.export.fold == "image"
+    llm = folded_llm(model.eval(), has_image=has_image)
+    write_llm(llm, load_tokenizer(config.llm), writing / "llm")
+    rows = "with an image, whose embeddings are put in" if has_image else "of text alone"
+    return f"llm/ (transformers), with the adapters of rows {rows}"
+
+
+def _write_parts(config: Config, tensors: Mapping[str, Tensor], writing: Path) -> str:
+    """The language model, the ST network and the tower, those that the export has."""
     st = {name.removeprefix("st."): tensors[name] for name in tensors if name.startswith("st.")}
     adapted = any(name.startswith("encoder.") for name in tensors)
     names = filter(None, (config.encoder.arch, config.encoder.pretrained))
     tower = f"{', '.join(names)} of open_clip as it came"
     parts = []
-    writing = out.with_name(f".writing-{out.name}")
-    shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
     if st:
         llm = merged_llm(config, tensors)
@@ -114,10 +162,7 @@ def convert(config: Config, source: Path, out: Path) -> str:
         write_clip(config.encoder, clip.model, writing / "encoder")
         text = any(name.startswith("text.") for name in tensors)
         parts.append(f"encoder/ (open_clip{'' if text else '; its text tower as it came'})")
-    if out.exists():
-        out.rmdir()  # empty
-    writing.rename(out)
-    return f"{out}: {', '.join(parts)}" + ("" if adapted else f"; encoder: {tower}")
+    return ", ".join(parts) + ("" if adapted else f"; encoder: {tower}")
 
 
 def merged_llm(config: Config, tensors: Mapping[str, Tensor]) -> PreTrainedModel:

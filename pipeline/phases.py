@@ -93,7 +93,7 @@ def as_baseline(config: Config, records: int) -> Config:
     the recipe's segments train (ST and LLM, the ST alone) trains together at one learning rate,
     the encoder stays as it came, plain cross-entropy, no average over steps. It sees as many
     records as the three phases together. What the model is stays: with LoRA the baseline trains the
-    same adapters.
+    same adapters. Of disjoint parts of LLaMA-Adapter V2 the baseline trains both at once.
     """
     seen = 0
     for name in PHASES:
@@ -104,6 +104,8 @@ def as_baseline(config: Config, records: int) -> Config:
             seen += min(steps * phase.global_batch, round(steps / per_epoch * records))
     default = _default_parts(config, "llm_tune")
     trained = [part for each in config.llm_tune.segments for part in each.train or default]
+    if config.llama_adapter.disjoint:
+        trained = [*_default_parts(config, "st_align"), *(trained or default)]
     parts = list(dict.fromkeys(trained or default))
     tune = replace(
         config.llm_tune,
@@ -120,6 +122,7 @@ def as_baseline(config: Config, records: int) -> Config:
         config,
         name=f"{config.name}-baseline",
         baseline=False,  # done: its recipe says what is off
+        llama_adapter=replace(config.llama_adapter, disjoint=False),
         encoder_adapt=replace(config.encoder_adapt, enabled=False),
         st_align=replace(config.st_align, enabled=False),
         llm_tune=tune,

@@ -26,7 +26,7 @@ from pipeline.explain.sketches import sketch_language_model
 from pipeline.explain.text import size
 from pipeline.export_files import ExportTensors
 from pipeline.exports import DETAILS, WEIGHTS, is_export
-from pipeline.models.encoder import HUB, check_encoder, sketch_clip
+from pipeline.models.encoder_sketch import HUB, check_encoder, sketch_clip
 from pipeline.models.families import family
 from pipeline.models.llm import (
     check_adapters,

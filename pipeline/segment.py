@@ -28,6 +28,7 @@ from pipeline.dist import World, wait_for_all
 from pipeline.engine import resolve_precision
 from pipeline.export_files import ExportTensors, save_export
 from pipeline.identity import Identity
+from pipeline.models.families import added_by, is_added
 from pipeline.models.lora import is_adapter
 from pipeline.phases import Segment, learning_rate
 from pipeline.progress import Progress
@@ -183,6 +184,7 @@ class SegmentRun:
                 "identity": self.identity.as_json(),
                 "phase": self.name,
                 "lora": asdict(self.config.llm.lora) if any(map(is_adapter, tensors)) else None,
+                "family": added_by(self.config) if any(map(is_added, tensors)) else None,
             }
             save_export(target, tensors, progress, details, self.config)
             log.info("%-13s export %s", self.name, target)

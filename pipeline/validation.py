@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.data.collate import Batch, ContrastiveBatch, LanguageBatch, to_device
 from pipeline.dist import World, gather_json, gather_rows, sum_over_ranks
+from pipeline.errors import DataError
 
 Forward = Callable[[Any], Any]
 
@@ -54,7 +55,7 @@ def retrieval_features(
 
     forward: a `ContrastiveTask` in eval mode. Returns the images' features (I, E), the texts'
     (N, E), each text's image as a row of the first (N,), and the images' record numbers (I,), which
-    ascend.
+    ascend. Raises DataError, on every rank, where no record has an image.
     """
     found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for batch in batches:
@@ -65,6 +66,11 @@ def retrieval_features(
         for kept, each in zip(found, (image, text, moved.identity[:, 0]), strict=True):
             kept.append(each[real])
     image, text, record = (torch.cat(gather_rows(torch.cat(each), world)) for each in found)
+    if not len(record):
+        raise DataError(
+            "no record has an image, so there are no pairs to compare: look at more "
+            "(encoder_adapt.val_records), or set encoder_adapt.enabled=false"
+        )
     records, text_image = torch.unique(record, return_inverse=True)
     order = torch.arange(len(record), device=record.device)
     first = torch.full((len(records),), len(record), device=record.device)

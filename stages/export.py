@@ -5,7 +5,8 @@ python stages/export.py official=FILE recipe=clipcap_coco out=FOLDER [key=value 
     (llm_tune.init_from=FOLDER), or captioned with (checkpoint=FOLDER).
 python stages/export.py checkpoint=FOLDER out=FOLDER [key=value ...]
     An export, a phase or a run becomes llm/ (transformers), encoder/ (open_clip, where it was
-    adapted) and st.safetensors with st.json.
+    adapted) and st.safetensors with st.json. Of LaVIN, fold=text or fold=image puts the adapters
+    for such rows into llm/, which any library then runs.
 """
 
 from pipeline.config import Config

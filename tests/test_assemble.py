@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.assemble import Split, overlay, recipe_identity
-from pipeline.config import Config, DataConfig, LLMConfig
+from pipeline.assemble import Split, overlay
+from pipeline.config import DataConfig
 from pipeline.data.manifest import Manifest, ShardEntry
 from pipeline.data.plan import items_in_order
 from pipeline.errors import CheckpointError
@@ -31,17 +31,6 @@ def test_overlay_writes_the_part_and_leaves_the_rest() -> None:
     bias = module.bias.detach().clone()
     overlay(module, {"st.weight": torch.ones(2, 2), "llm.x": torch.ones(1)}, "st.", Placement())
     assert torch.equal(module.weight, torch.ones(2, 2)) and torch.equal(module.bias, bias)
-
-
-def test_weights_in_few_bits_are_another_recipe_where_there_is_a_language_model(
-    tmp_path: Path,
-) -> None:
-    full, few = Config(), Config(llm=LLMConfig(quantize="4bit"))
-    for language in (True, False):
-        identities = [
-            recipe_identity(each, tmp_path / "hashes", language=language) for each in (full, few)
-        ]
-        assert (identities[0] != identities[1]) == language
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,12 @@ def test_harmless_differences_pass(recipe: Path, change: str) -> None:
     assert differences(of(recipe), of(recipe, change)) == []
 
 
+def test_weights_in_few_bits_are_others(recipe: Path) -> None:
+    whole = ("st_align.ds_config=zero2", "llm_tune.ds_config=zero2")  # which ZeRO-3 cannot be
+    few = of(recipe, *whole, "llm.quantize=4bit")
+    assert differences(of(recipe, *whole), few) == ["llm.quantize: none then, 4bit now"]
+
+
 def test_other_bytes_in_data_weights_or_tokenizer_are_said_by_their_file(
     tmp_path: Path,
 ) -> None:

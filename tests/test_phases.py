@@ -10,6 +10,7 @@ from torch import nn
 from pipeline.config import (
     Config,
     EncoderAdaptConfig,
+    LlamaAdapterConfig,
     LLMTuneConfig,
     LoRAConfig,
     PhaseConfig,
@@ -243,6 +244,17 @@ def test_what_trains_by_default_is_the_family_s(
     assert [each.train for each in segments(config, "llm_tune", 5)] == [("st",), tuned]
     (base,) = segments(as_baseline(config, 64), "llm_tune", 5)
     assert sorted(base.train) == sorted(tuned)
+
+
+def test_disjoint_parts_train_in_their_own_phase_and_in_the_baseline_together() -> None:
+    chosen = LlamaAdapterConfig(early_layers=1, bias_scale=True, disjoint=True)
+    config = Config(family="llama_adapter", llama_adapter=chosen)
+    captions, instructions = ("st", "early"), ("prompts", "affine", "norms")
+    assert segments(config, "st_align", 5)[0].train == captions
+    assert segments(config, "llm_tune", 5)[0].train == instructions
+    base = as_baseline(config, 64)
+    assert segments(base, "llm_tune", 5)[0].train == (*captions, *instructions)
+    assert not base.llama_adapter.disjoint  # or its check would refuse that
 
 
 def test_features_are_cached_where_the_encoder_is_frozen() -> None:

@@ -60,6 +60,10 @@ class LlamaAdapterConfig:
     # which adds the image's one embedding to the prompts of the topmost layers
     early_layers: int = not_negative(0)
     bias_scale: bool = False  # V2: y = scale * (W x + bias) in every linear map of the layers
+    # V2: no part learns of both kinds of data. st_align, on captions, trains the projection and the
+    # early prompts; llm_tune, on instructions, leaves them alone and trains prompts, norms, bias
+    # and scale. Two sets of data are two recipes: the second's llm_tune.init_from is the first's
+    disjoint: bool = False
 
 
 @dataclass

@@ -23,7 +23,8 @@ from pipeline.explain.activations import (
 )
 from pipeline.explain.sketches import sketch_language_model
 from pipeline.memory import Parameters, persistence_threshold
-from pipeline.models.encoder import ImageEncoder, sketch_clip
+from pipeline.models.encoder import ImageEncoder
+from pipeline.models.encoder_sketch import sketch_clip
 from pipeline.models.families import family
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import Blueprint

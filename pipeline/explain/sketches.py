@@ -16,7 +16,8 @@ from torch import nn
 from pipeline.config import Config, EncoderConfig, LLMConfig
 from pipeline.engine import dtype_of
 from pipeline.errors import ConfigError
-from pipeline.models.encoder import LOCAL_DIR, ImageEncoder, sketch_clip
+from pipeline.models.encoder import ImageEncoder
+from pipeline.models.encoder_sketch import LOCAL_DIR, sketch_clip
 from pipeline.models.families import family
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.models.placement import Blueprint

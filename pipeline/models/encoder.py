@@ -5,14 +5,10 @@ read with weights_only. It assumes nothing about which architecture it is; image
 open_clip's own validation transform makes them.
 """
 
-import difflib
 import functools
-import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -25,11 +21,16 @@ from torch.nn import functional as F
 
 from pipeline.config import EncoderConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.encoder_sketch import (
+    HUB,
+    LOCAL_DIR,
+    architecture,
+    check_encoder,
+    first_line,
+    image_size,
+)
 from pipeline.models.multiscale import enlarged, views
 from pipeline.models.weights import UNREADABLE, why_unreadable
-
-LOCAL_DIR = "local-dir:"  # open_clip's scheme for a folder with its config and weights
-HUB = "hf-hub:"
 
 # One block of an image tower; group 1 is its number.
 _BLOCK = re.compile(
@@ -49,16 +50,6 @@ class Clip:
     model: nn.Module  # open_clip's CLIP (or CustomTextCLIP, CoCa), float32, on the CPU
     transform: Transform  # RGB image -> (3, H, W) float32
     tokenize: Tokenize  # N texts -> (N, context_length) long
-    width: int  # of the pooled, projected features
-    image_size: int  # pixels, the longer side
-    context_length: int  # tokens
-
-
-@dataclass
-class ClipSketch:
-    """The shapes of an image-text model: on the meta device, to be counted, not run."""
-
-    model: nn.Module
     width: int  # of the pooled, projected features
     image_size: int  # pixels, the longer side
     context_length: int  # tokens
@@ -142,13 +133,13 @@ def load_clip(cfg: EncoderConfig, *, seed: int = 0) -> Clip:
         CheckpointError: the weights are of another architecture, or unsafe to read.
     """
     model, transform = _create(cfg, seed)
-    architecture = _architecture(cfg.arch)
-    text: dict[str, Any] = architecture.get("text_cfg", {})
+    described = architecture(cfg.arch)
+    text: dict[str, Any] = described.get("text_cfg", {})
     try:
         tokenizer = open_clip.get_tokenizer(cfg.arch)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"encoder.arch: {cfg.arch}: its tokenizer cannot be loaded ({_line(error)}); "
+            f"encoder.arch: {cfg.arch}: its tokenizer cannot be loaded ({first_line(error)}); "
             "put the tokenizer's files into the folder, or fetch them once with network access"
         ) from error
     context = int(text.get("context_length", getattr(tokenizer, "context_length", 77)))
@@ -156,8 +147,8 @@ def load_clip(cfg: EncoderConfig, *, seed: int = 0) -> Clip:
         model=model,
         transform=transform,
         tokenize=functools.partial(tokenizer, context_length=context),
-        width=int(architecture["embed_dim"]),
-        image_size=_image_size(model),
+        width=int(described["embed_dim"]),
+        image_size=image_size(model),
         context_length=context,
     )
 
@@ -175,46 +166,8 @@ def load_image_encoder(cfg: EncoderConfig, *, seed: int = 0) -> tuple[ImageEncod
     visual = _visual(model)
     if max(cfg.scales) > 1:
         transform = enlarged(visual, max(cfg.scales))
-    width = int(_architecture(cfg.arch)["embed_dim"])
+    width = int(architecture(cfg.arch)["embed_dim"])
     return ImageEncoder(visual, width, cfg.normalize, cfg.scales).eval(), transform
-
-
-def feature_width(cfg: EncoderConfig) -> int:
-    """C, of the features of a recipe's tower, without building it; raises as `check_encoder`."""
-    check_encoder(cfg)
-    return int(_architecture(cfg.arch)["embed_dim"]) * len(cfg.scales)
-
-
-def sketch_clip(cfg: EncoderConfig) -> ClipSketch:
-    """The image-text model of a recipe without its weights, which need not exist.
-
-    Raises:
-        ConfigError: no such architecture or folder, or one whose config only the hub has.
-    """
-    if cfg.arch.startswith(HUB):
-        raise ConfigError(
-            f"encoder.arch: the sizes of {cfg.arch} are known once it is fetched; save it as a "
-            "folder and use local-dir:FOLDER to see them before"
-        )
-    if not cfg.arch.startswith(LOCAL_DIR):
-        _check_architecture(cfg.arch)
-    try:
-        with torch.device("meta"), _silent():
-            model = open_clip.create_model(
-                cfg.arch, load_weights=False, device="meta", pretrained_text=False
-            )
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"encoder.arch: {cfg.arch} cannot be built ({_line(error)}); name another"
-        ) from error
-    architecture = _architecture(cfg.arch)
-    text: dict[str, Any] = architecture.get("text_cfg", {})
-    return ClipSketch(
-        model,
-        width=int(architecture["embed_dim"]),
-        image_size=_image_size(model),
-        context_length=int(text.get("context_length", 77)),
-    )
 
 
 def depth_groups(visual: nn.Module) -> list[list[str]]:
@@ -268,84 +221,18 @@ def _create(cfg: EncoderConfig, seed: int) -> tuple[nn.Module, Transform]:
     except (*UNREADABLE, AttributeError) as error:  # AttributeError: a file with no state dict
         if "ailed to download" in str(error) or cfg.arch.startswith(HUB):
             raise ConfigError(
-                f"encoder: {cfg.arch}, {cfg.pretrained}: cannot be fetched ({_line(error)}); fetch "
-                "it once where there is network, or set encoder.pretrained to a local file"
+                f"encoder: {cfg.arch}, {cfg.pretrained}: cannot be fetched ({first_line(error)}); "
+                "fetch it once where there is network, or set encoder.pretrained to a local file"
             ) from error
         raise CheckpointError(
             f"encoder: {cfg.arch}, {cfg.pretrained}: the weights are damaged or do not fit "
-            f"({_line(error)}); use the weights of this architecture"
+            f"({first_line(error)}); use the weights of this architecture"
         ) from error
     return model.eval(), transform
 
 
-def check_encoder(cfg: EncoderConfig) -> bool:
-    """Raises ConfigError where a key cannot be right; whether QuickGELU is needed."""
-    if not cfg.scales or min(cfg.scales) < 1 or len(set(cfg.scales)) != len(cfg.scales):
-        raise ConfigError(
-            f"encoder.scales: {list(cfg.scales)} are no different whole numbers from 1 up; "
-            "use [1], or [1, 2] for the image's quarters beside the whole"
-        )
-    if cfg.arch.startswith(LOCAL_DIR):
-        config = Path(cfg.arch.removeprefix(LOCAL_DIR)) / "open_clip_config.json"
-        if not config.is_file():
-            raise ConfigError(
-                f"encoder.arch: {cfg.arch}: there is no {config}; name a folder in open_clip's "
-                "format (stages/pretrain.py makes one)"
-            )
-        if not any(any(config.parent.glob(f"*{end}")) for end in (".safetensors", ".bin", ".pth")):
-            raise ConfigError(
-                f"encoder.arch: {cfg.arch}: no weights in that folder; "
-                "put open_clip_model.safetensors there (stages/pretrain.py makes it)"
-            )
-        return False
-    if cfg.arch.startswith(HUB):
-        return False
-    _check_architecture(cfg.arch)
-    return bool(cfg.pretrained) and _check_pretrained(cfg.arch, str(cfg.pretrained))
-
-
-def _check_architecture(arch: str) -> None:
-    if arch not in open_clip.list_models():
-        near = difflib.get_close_matches(arch, open_clip.list_models(), n=4, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "see open_clip.list_models()"
-        raise ConfigError(f"encoder.arch: open_clip has no architecture {arch}; {hint}")
-
-
-def _check_pretrained(arch: str, pretrained: str) -> bool:
-    """As `check_encoder`, for an architecture that open_clip knows and its weights."""
-    if Path(pretrained).is_file():
-        return False
-    tag = open_clip.get_pretrained_cfg(arch, pretrained)
-    if not tag and (Path(pretrained).suffix or len(Path(pretrained).parts) > 1):
-        raise ConfigError(
-            f"encoder.pretrained: there is no file {pretrained}; name the weights of {arch}, one "
-            "of its tags, or null for random weights"
-        )
-    if not tag:
-        tags = open_clip.list_pretrained_tags_by_model(arch)
-        near = difflib.get_close_matches(pretrained, tags, n=4, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}" if near else f"tags: {', '.join(tags) or 'none'}"
-        raise ConfigError(
-            f"encoder.pretrained: {pretrained} is neither a file nor a tag of {arch}; {hint}, or "
-            "null for random weights"
-        )
-    # open_clip only warns when the activation is not the one the weights were trained with.
-    wants = bool(tag.get("quick_gelu", False))
-    if not wants and _architecture(arch).get("quick_gelu", False):
-        raise ConfigError(
-            f"encoder.arch: {arch} uses QuickGELU, but {pretrained} was trained without it; "
-            f"use {arch.removesuffix('-quickgelu')}"
-        )
-    return wants
-
-
 def _pretrained(cfg: EncoderConfig) -> str | None:
     return None if cfg.arch.startswith((LOCAL_DIR, HUB)) else cfg.pretrained
-
-
-def _architecture(arch: str) -> dict[str, Any]:
-    config: dict[str, Any] = open_clip.get_model_config(arch)
-    return config
 
 
 def _visual(model: nn.Module) -> nn.Module:
@@ -353,24 +240,3 @@ def _visual(model: nn.Module) -> nn.Module:
     if not isinstance(visual, nn.Module):
         raise TypeError(f"{type(model).__name__}.visual is no module")
     return visual
-
-
-def _image_size(model: nn.Module) -> int:
-    size: int | Iterable[int] = getattr(_visual(model), "image_size", 224)
-    return size if isinstance(size, int) else max(size)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """open_clip warns, through the root logger, of weights that were left out on purpose."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-def _line(error: BaseException) -> str:
-    """The first line of a library's message, so that ours stays one line."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

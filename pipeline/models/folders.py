@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import EncoderConfig, STConfig
-from pipeline.models.encoder import check_encoder
+from pipeline.models.encoder_sketch import check_encoder
 from pipeline.models.scratch import CLIP_CONFIG, save_clip
 
 ST_WEIGHTS = "st.safetensors"

@@ -13,10 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Config
-from pipeline.models import lavin, official, official_lavin, official_llama_adapter
-from pipeline.models.encoder import ImageEncoder, sketch_clip
+from pipeline.models import (
+    lavin,
+    llama_adapter,
+    official,
+    official_lavin,
+    official_llama_adapter,
+)
+from pipeline.models.encoder import ImageEncoder
+from pipeline.models.encoder_sketch import feature_width, sketch_clip
 from pipeline.models.llm import load_llm_config
 from pipeline.models.placement import Blueprint
+from pipeline.models.st import silent
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,8 @@ def _lavin(file: Path, config: Config) -> Imported:
     )
     found = official_lavin.read_official_lavin(file, model)
     found.check()
-    return Imported(found.tensors, f"{len(found.tensors)} tensors of LaVIN", config)
+    said = [f"{len(found.tensors)} tensors of LaVIN", *official_lavin.otherwise(config)]
+    return Imported(found.tensors, "; ".join(said), config)
 
 
 def _llama_adapter(file: Path, config: Config) -> Imported:
@@ -71,13 +80,21 @@ def _llama_adapter(file: Path, config: Config) -> Imported:
         layers=config.llama_adapter.layers,
         length=config.llama_adapter.prompt_length,
     )
-    said = (
-        f"{len(found.tensors)} tensors of LLaMA-Adapter V1 (text), which was never shown an image: "
-        "it answers with llama_adapter.sees_images=false",
-        *found.remarks(),
+    sees_images = config.llama_adapter.sees_images
+    model = llama_adapter.build(
+        config,
+        dtype=torch.float32,
+        placement=Blueprint(),
+        with_encoder=False,
+        feature_width=feature_width(config.encoder) if sees_images else None,
     )
-    text_model = replace(config.llama_adapter, sees_images=False, early_layers=0)
-    return Imported(found.tensors, "; ".join(said), replace(config, llama_adapter=text_model))
+    official_llama_adapter.check_sizes(file, found.tensors, model)
+    projection = {f"st.{name}": each for name, each in silent(model.st).items()}
+    said = [f"{len(found.tensors)} tensors of LLaMA-Adapter V1 (text)"]
+    if projection:
+        said.append("images say nothing to it until st trains: its projection starts at zero")
+    said += found.remarks()
+    return Imported({**found.tensors, **projection}, "; ".join(said), config)
 
 
 _READERS: Mapping[str, Callable[[Path, Config], Imported]] = MappingProxyType(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from pipeline.config import Config
+from pipeline.config import Config, MMAdapterConfig
 from pipeline.errors import ConfigError
 from pipeline.models.adapters import GROUPS
 from pipeline.models.decoder import check_decoder
@@ -111,8 +111,16 @@ def tower(cfg: Config, encoder: ImageEncoder, placement: Placement = WHOLE) -> A
     Args: as `clipcap.tower`; the tower's blocks get hooks.
 
     Raises:
-        ConfigError: the tower is no vision transformer, or lacks one of `lavin.image_layers`.
+        ConfigError: the tower is no vision transformer, or lacks one of `lavin.image_layers`; keys
+            of other families' towers are set; adapters that cannot be.
     """
+    _check_adapter(cfg.lavin.adapter)
+    if list(cfg.encoder.scales) != [1] or cfg.encoder.normalize:
+        key = "normalize=true" if cfg.encoder.normalize else f"scales={list(cfg.encoder.scales)}"
+        raise ConfigError(
+            f"encoder.{key}: family=lavin reads the blocks of the tower (lavin.image_layers), at "
+            "its own size and as they are; leave encoder.scales and encoder.normalize out"
+        )
     layers = chosen_layers(cfg.lavin.image_layers, len(tower_blocks(encoder.visual).blocks))
     with placement.skeleton():
         adapters = make_tower_adapters(encoder.visual, cfg.lavin.adapter)
@@ -128,7 +136,18 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
             that cannot be.
     """
     check_decoder(config)
-    adapter = cfg.lavin.adapter
+    _check_adapter(cfg.lavin.adapter)
+    limit = context_length(config)
+    # A question's row is counted whole; before a caption's tokens stand the image's.
+    before = 1 if cfg.data.task == "scienceqa" else 1 + slots(cfg) + _MOST_OPENING
+    if limit is not None and cfg.data.max_tokens + before > limit:
+        raise ConfigError(
+            f"data.max_tokens: {cfg.data.max_tokens} tokens and the {before} that may come before "
+            f"them exceed the context of {limit} of {cfg.llm.path}; at most {limit - before} fit"
+        )
+
+
+def _check_adapter(adapter: MMAdapterConfig) -> None:
     if adapter.hidden % GROUPS:
         raise ConfigError(
             f"lavin.adapter.hidden: {adapter.hidden} cannot be cut into {GROUPS} groups; "
@@ -137,14 +156,6 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
     if adapter.dropout >= 1:
         raise ConfigError(
             f"lavin.adapter.dropout: {adapter.dropout} would drop everything; set it below 1"
-        )
-    limit = context_length(config)
-    # A question's row is counted whole; before a caption's tokens stand the image's.
-    before = 1 if cfg.data.task == "scienceqa" else 1 + slots(cfg) + _MOST_OPENING
-    if limit is not None and cfg.data.max_tokens + before > limit:
-        raise ConfigError(
-            f"data.max_tokens: {cfg.data.max_tokens} tokens and the {before} that may come before "
-            f"them exceed the context of {limit} of {cfg.llm.path}; at most {limit - before} fit"
         )
 
 

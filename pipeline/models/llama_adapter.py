@@ -2,8 +2,9 @@
 
 V1 (arXiv:2303.16199): the image's one embedding, which the ST network projects from the tower's
 global features, is added to all prompts. V2 (arXiv:2304.15010) as switches: early fusion, bias and
-scale (`llama_adapter.*`), and norms, a part that a segment may train. No image takes a place in the
-text. Assumes a decoder that `decoder.py` knows; which parts train is the phase's business.
+scale, disjoint parts for captions and instructions (`llama_adapter.*`), and norms, a part that a
+segment may train. No image takes a place in the text. Assumes a decoder that `decoder.py` knows;
+which parts train is the phase's business.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +26,8 @@ from pipeline.models.multimodal import IMAGE_SLOT, MultimodalLM
 from pipeline.models.placement import WHOLE, Placement, fill, reset_parameters
 from pipeline.models.st import build_st
 
-# What V2 trains on which kind of data, so that neither disturbs the other (its section 3.2).
-_DISJOINT = {"captions": ("st", "early"), "instructions": ("prompts", "affine", "norms")}
+# What V2 trains on image and caption pairs, and on nothing else (its section 3.2).
+_CAPTIONS = ("st", "early")
 
 
 class LlamaAdapter(MultimodalLM):
@@ -130,16 +131,18 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
 
     Raises:
         ConfigError: an unsupported architecture, more adapted layers than there are, more image
-            embeddings than V1 can add, or texts longer than the context.
+            embeddings than V1 can add, disjoint parts that are not, or texts longer than the
+            context.
     """
     check_decoder(config)
+    _check_disjoint(cfg)
     chosen = cfg.llama_adapter
     depth = int(config.get_text_config().num_hidden_layers)
     if chosen.layers + chosen.early_layers > depth:
         raise ConfigError(
             f"llama_adapter.layers: {chosen.layers} topmost layers with prompts and "
             f"{chosen.early_layers} first ones (llama_adapter.early_layers) exceed the {depth} "
-            f"layers of {cfg.llm.path}; at most {depth - chosen.early_layers} fit"
+            f"layers of {cfg.llm.path}; together at most {depth} fit"
         )
     if chosen.early_layers and not chosen.sees_images:
         raise ConfigError(
@@ -217,27 +220,32 @@ def trains(cfg: Config, phase: str) -> tuple[str, ...]:
     """The parts that st_align trains, or llm_tune where the recipe does not say.
 
     The gates start at zero, and through a closed gate the ST network learns nothing: aligning it
-    opens them. V2 trains the same on captions (its section 3.2).
+    opens them. V2 trains the same on captions (its section 3.2), and with `llama_adapter.disjoint`
+    nothing of it on instructions.
     """
     chosen = cfg.llama_adapter
     if phase == "st_align":
-        return ("st", "early") if chosen.early_layers else ("st", "gates")
-    switched = (("early", chosen.early_layers > 0), ("affine", chosen.bias_scale))
+        return _CAPTIONS if chosen.early_layers else ("st", "gates")
+    affine = ("affine",) if chosen.bias_scale else ()
+    if chosen.disjoint:
+        return ("prompts", *affine, "norms")
+    early = ("early",) if chosen.early_layers else ()
     st = ("st",) if chosen.sees_images else ()
-    return (*st, "prompts", *(part for part, on in switched if on))
+    return (*st, "prompts", *early, *affine)
 
 
-def disjoint_parts(model: MultimodalLM, data: str) -> tuple[str, ...]:
-    """The parts that V2 trains on one kind of data; no part trains on both.
-
-    Args:
-        data: `captions` (image and caption pairs) or `instructions`.
-
-    Returns:
-        Names of `parts`, those that this model has: for a segment's `train`.
-
-    Raises:
-        KeyError: another kind of data.
-    """
-    there = parts(model)
-    return tuple(part for part in _DISJOINT[data] if part in there)
+def _check_disjoint(cfg: Config) -> None:
+    """Raises ConfigError where a recipe's disjoint groups are none."""
+    if not cfg.llama_adapter.disjoint:
+        return
+    if not cfg.llama_adapter.early_layers:
+        raise ConfigError(
+            "llama_adapter.disjoint=true: images are added to the prompts, which both kinds of "
+            "data would train; set llama_adapter.early_layers to 1 or more (early fusion)"
+        )
+    for index, segment in enumerate(cfg.llm_tune.segments):
+        if both := [part for part in segment.train or () if part in _CAPTIONS]:
+            raise ConfigError(
+                f"llm_tune.segments[{index}].train: {', '.join(both)} trains in st_align alone "
+                "(llama_adapter.disjoint=true); leave it out, or set that to false"
+            )

@@ -149,7 +149,13 @@ def load_tokenizer(cfg: LLMConfig) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(cfg.path)
     except (OSError, ValueError) as error:
-        raise _unreachable(cfg.path, error) from error
+        if not Path(cfg.path).is_dir():
+            raise _unreachable(cfg.path, error) from error
+        raise ConfigError(
+            f"llm.path: {cfg.path} has no tokenizer that can be loaded; put the model's "
+            "tokenizer.json and tokenizer_config.json beside the weights (Meta's tokenizer.model "
+            "is not read: take them from the same LLaMA in transformers' format)"
+        ) from error
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
         # transformers makes an empty tokenizer where the files are missing.
         raise ConfigError(
@@ -167,8 +173,11 @@ def load_tokenizer(cfg: LLMConfig) -> PreTrainedTokenizerBase:
 
 
 def check_weights(cfg: LLMConfig) -> None:
-    """Raises ConfigError where a folder lacks the weights; names on the hub are not looked up."""
-    if Path(cfg.path).is_dir():
+    """Raises ConfigError where a folder lacks the weights; names on the hub are not looked up.
+
+    Meta's folders are complete where `load_llm_config` has read one: most sizes are in the shards.
+    """
+    if Path(cfg.path).is_dir() and not is_meta_folder(cfg.path):
         weight_files(cfg.path, lambda name: _locate(cfg.path, name))
 
 

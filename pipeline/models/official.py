@@ -14,16 +14,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config
 
 from pipeline.config import Config, STConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.models.encoder import feature_width
+from pipeline.models.encoder_sketch import feature_width
 from pipeline.models.llm import load_llm_config
+from pipeline.models.official_files import read_state_dict
 from pipeline.models.st import build_st
-from pipeline.models.weights import UNREADABLE, why_unreadable
 
 STOP = "."  # no EOS is ever learnt: a caption ends here; SOURCE: predict.py:172-176
 
@@ -87,7 +86,7 @@ def read_official(file: Path) -> Official:
         ConfigError: there is no such file.
         CheckpointError: it is damaged, unsafe to read, or no checkpoint of the reference.
     """
-    tensors = _read(file)
+    tensors = read_state_dict(file)
     if not any(name.startswith(_MAPPER) for name in tensors):
         raise _no_reference(file, f"no tensor is named {_MAPPER}*")
     mapper = {n.removeprefix(_MAPPER): t for n, t in tensors.items() if n.startswith(_MAPPER)}
@@ -138,23 +137,6 @@ def check_recipe(official: Official, cfg: Config) -> None:
         raise ConfigError(
             f"the official checkpoint ({official}) does not fit this recipe; set {' '.join(wanted)}"
         )
-
-
-def _read(file: Path) -> Mapping[str, Tensor]:
-    if not file.is_file():
-        raise ConfigError(f"official={file}: there is no such file; name a checkpoint (*.pt)")
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        raise CheckpointError(
-            f"official={file} cannot be read without running code from it, or is damaged "
-            f"({why_unreadable(error)}); fetch it again, or convert it to safetensors"
-        ) from error
-    if not isinstance(loaded, Mapping) or not all(isinstance(x, Tensor) for x in loaded.values()):
-        raise _no_reference(file, "it is no state dict")
-    return loaded
 
 
 def _llm_sizes(

@@ -1,28 +1,26 @@
 """Reads the checkpoints of LaVIN's reference implementation into our names.
 
 A file holds what trains there, every tensor whose name has "adapter" in it: the adapters of the
-language model and of the image tower, the visual projection, the modality embedding. After training
-on several GPUs all names start with `module.`, of which the reference's own --resume loads nothing
-and says nothing. Nothing is dropped here: what is unknown or missing is listed. In a batch the
-reference routes all images by the first; `lavin.routing=token` is what its single images get.
+language model and of the image tower, the visual projection, the modality embedding. The
+reference's own --resume loads nothing from files of several GPUs, whose names all begin with
+`module.`, and says nothing. Here what is unknown or missing is listed. In a batch the reference
+routes all images by the first; `lavin.routing=token` is what its single images get.
 SOURCE: LaVIN lavin/mm_adapter.py, lavin/model.py, util/misc.py:291-330.
 """
 
-import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
 from torch import Tensor
 
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.config import Config
+from pipeline.errors import CheckpointError
 from pipeline.models.lavin import parts
 from pipeline.models.lavin_model import Lavin
+from pipeline.models.official_files import read_state_dict
 
-_WRAPPER = "module."  # of DistributedDataParallel
 _TOWER = re.compile(r"backbone\.visual\.transformer\.resblocks\.(\d+)\.adapter_attn\.(.+)")
 _LAYER = re.compile(r"layers\.(\d+)\.adapter_attn\.(.+)")
 _WHOLE = {
@@ -58,23 +56,23 @@ class OfficialLavin:
 
 def our_name(reference: str) -> str | None:
     """The exported name of a tensor of the reference; None for one that is not LaVIN's own."""
-    name = reference.removeprefix(_WRAPPER)
     for pattern, place in ((_TOWER, "encoder.adapters"), (_LAYER, "adapters.layers")):
-        if match := pattern.fullmatch(name):
+        if match := pattern.fullmatch(reference):
             inner, _, kind = match[2].rpartition(".")
             return f"{place}.{match[1]}.{_ADAPTER[inner]}.{kind}" if inner in _ADAPTER else None
-    if name in _WHOLE:
-        return _WHOLE[name]
-    stem, _, kind = name.rpartition(".")
+    if reference in _WHOLE:
+        return _WHOLE[reference]
+    stem, _, kind = reference.rpartition(".")
     return f"{_WHOLE[stem]}.{kind}" if stem in _WHOLE else None
 
 
 def rename(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """(tensors under our names in float32, the names of those that are not LaVIN's own)."""
-    found, unknown = {}, []
+    found: dict[str, Tensor] = {}
+    unknown = []
     for name, tensor in tensors.items():
         ours = our_name(name)
-        if ours is None:
+        if ours is None or ours in found:
             unknown.append(name)
             continue
         # Convolutions of one point: (out, in, 1).
@@ -93,7 +91,7 @@ def read_official_lavin(file: Path, model: Lavin) -> OfficialLavin:
         ConfigError: there is no such file.
         CheckpointError: it is damaged, unsafe to read, or a tensor has another shape.
     """
-    tensors, unknown = rename(_read(file))
+    tensors, unknown = rename(read_state_dict(file))
     wanted = dict(_parameters(model))
     for name in tensors.keys() & wanted.keys():
         theirs, ours = tuple(tensors[name].shape), _shape(wanted[name])
@@ -110,6 +108,19 @@ def read_official_lavin(file: Path, model: Lavin) -> OfficialLavin:
     )
 
 
+def otherwise(config: Config) -> list[str]:
+    """A line on what a recipe does otherwise than the reference, which no tensor tells; or none."""
+    theirs = {
+        "encoder.pixels": ("imagenet", config.encoder.pixels),
+        "encoder.resize": ("squash", config.encoder.resize),
+        "lavin.routing": ("token", config.lavin.routing),
+    }
+    wanted = [f"{key}={value}" for key, (value, ours) in theirs.items() if value != ours]
+    if not wanted:
+        return []
+    return [f"the reference fed it single images by {' '.join(wanted)}, this recipe does not"]
+
+
 def _parameters(model: Lavin) -> dict[str, Tensor]:
     """The parameters that LaVIN adds to its base models, by exported name."""
     own = {id(each) for name in _PARTS for each in _of(model, name)}
@@ -123,23 +134,3 @@ def _of(model: Lavin, part: str) -> list[Tensor]:
 
 def _shape(parameter: Tensor) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))  # also where ZeRO-3 keeps a part
-
-
-def _read(file: Path) -> Mapping[str, Tensor]:
-    if not file.is_file():
-        raise ConfigError(f"official={file}: there is no such file; name a checkpoint (*.pth)")
-    try:
-        # Beside its tensors the reference saves its arguments: plain values in a Namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(
-            f"official={file} cannot be read without running code from it, or is damaged "
-            f"({' '.join(str(error).split())[:120]}); fetch it again, or save its tensors alone"
-        ) from error
-    tensors = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(tensors, Mapping) or not tensors:
-        raise CheckpointError(f"official={file} holds no tensors; name a checkpoint of LaVIN")
-    if not all(isinstance(each, Tensor) for each in tensors.values()):
-        raise CheckpointError(f"official={file} is no state dict; name a checkpoint of LaVIN")
-    return tensors

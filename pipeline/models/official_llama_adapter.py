@@ -6,17 +6,14 @@ beside the frozen LLaMA. Read with weights_only. It assumes the recipe's sizes; 
 """
 
 import re
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
+from pipeline.models.official_files import read_state_dict
 from pipeline.models.official_meta import rename
 
 _PROMPTS = "adapter_query.weight"
@@ -55,10 +52,11 @@ def read_adapter(file: Path, *, depth: int, layers: int, length: int) -> Adapter
         All tensors of `AdaptionPrompts`, and the names of what was not taken.
 
     Raises:
+        ConfigError: there is no such file.
         CheckpointError: it cannot be read safely, lacks tensors (all are named), or is of another
             size.
     """
-    found = _read(file)
+    found = read_state_dict(file)
     gates = {f"layers.{depth - layers + i}.attention.gate": i for i in range(layers)}
     missing = [name for name in (_PROMPTS, *gates) if name not in found]
     if missing:
@@ -66,7 +64,7 @@ def read_adapter(file: Path, *, depth: int, layers: int, length: int) -> Adapter
             f"{file} lacks {', '.join(missing)}; it is no checkpoint of LLaMA-Adapter V1, or one "
             f"for more layers than it has (llama_adapter.layers={layers})"
         )
-    rows = found[_PROMPTS].shape[0]
+    rows = len(found[_PROMPTS]) if found[_PROMPTS].dim() == 2 else 0
     if rows != layers * length:
         raise CheckpointError(
             f"{file}: {rows} prompts are not {length} in each of {layers} layers; set "
@@ -83,21 +81,19 @@ def read_adapter(file: Path, *, depth: int, layers: int, length: int) -> Adapter
     return AdapterCheckpoint(tensors, unused, frozen, unknown)
 
 
-def _read(file: Path) -> Mapping[str, Tensor]:
-    try:
-        with torch.serialization.safe_globals([Namespace]):  # the training script's arguments
-            loaded: Any = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read without running code from it ({str(error).splitlines()[0]}); "
-            "take the adapter alone out of it (the reference's extract_adapter_from_checkpoint.py)"
-        ) from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
-        loaded = loaded["model"]
-    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise CheckpointError(f"{file} is no set of named tensors, so no adapter checkpoint")
-    # Data-parallel training puts this before every name.
-    return {str(name).removeprefix("module."): each for name, each in loaded.items()}
+def check_sizes(file: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Compares a file's tensors with a model, which may be on the meta device.
+
+    Raises:
+        CheckpointError: the first tensor that the model has in another shape.
+    """
+    for name, each in tensors.items():
+        theirs, ours = tuple(each.shape), tuple(model.get_parameter(name).shape)
+        if theirs != ours:
+            raise CheckpointError(
+                f"official={file}: {name} is {theirs}, the model's is {ours}; set llm.path to the "
+                "LLaMA that it was trained with"
+            )
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.weights import UNREADABLE, why_unreadable
 
 PARAMS = "params.json"
 
@@ -87,7 +87,8 @@ class MetaWeights:
 
     def _sources(self) -> dict[str, str]:
         """transformers' name -> Meta's. Raises CheckpointError for one that LLaMA has not."""
-        named = {name: rename(name) for name in self._shards[0] if name != _COMPUTED}
+        every = dict.fromkeys(name for shard in self._shards for name in shard)
+        named = {name: rename(name) for name in every if name != _COMPUTED}
         unknown = [name for name, ours in named.items() if ours is None]
         if unknown:
             raise CheckpointError(
@@ -105,6 +106,12 @@ class MetaWeights:
                 f"llm.path: {self._folder} lacks {', '.join(missing)}; its weights are of another "
                 "model or incomplete: fetch them again"
             )
+        surplus = sorted(self._source[name] for name in self._source.keys() - wanted)
+        if surplus:
+            raise CheckpointError(
+                f"llm.path: {self._folder} holds {', '.join(surplus)}, of which its {PARAMS} does "
+                "not speak; fetch both from one model"
+            )
 
     def _cut(self, name: str) -> int | None:
         """The dimension along which the shards cut a tensor; None where each has it whole."""
@@ -121,10 +128,21 @@ class MetaWeights:
                 raise CheckpointError(
                     f"llm.path: {self._folder}: shard {number} lacks {name}; fetch it again"
                 )
-        shape, dim = list(self._shards[0][name].shape), self._cut(name)
+        shapes = [tuple(shard[name].shape) for shard in self._shards]
+        rows, dim = list(shapes[0]), self._cut(name)
+        if len(rows) not in (1, 2):
+            raise CheckpointError(
+                f"llm.path: {self._folder}: {name} is {shapes[0]}, no matrix; fetch it again"
+            )
         if dim is not None:
-            shape[dim] = sum(shard[name].shape[dim] for shard in self._shards)
-        return tuple(shape)
+            rows[dim] = sum(shape[dim] for shape in shapes if len(shape) > dim)
+            shapes = [(*shape[:dim], 0, *shape[dim + 1 :]) for shape in shapes]
+        if len(set(shapes)) > 1:
+            raise CheckpointError(
+                f"llm.path: {self._folder}: the shards are not of one model: {name} differs; "
+                "fetch them again"
+            )
+        return tuple(rows)
 
     def _read_config(self) -> LlamaConfig:
         """What params.json says, and what only the tensors' shapes do."""
@@ -194,12 +212,31 @@ def _read_params(folder: Path) -> dict[str, Any]:
             f"llm.path: {folder / PARAMS} does not say {', '.join(sorted(missing))}; "
             "name a folder with LLaMA's own params.json"
         )
+    _check_params(folder / PARAMS, params)
     if params.get("use_scaled_rope"):
         raise ConfigError(
             f"llm.path: {folder}: scaled RoPE (LLaMA 3.1 and later) is not read from Meta's "
             "files; name a folder in transformers' format"
         )
     return params
+
+
+def _check_params(path: Path, params: Mapping[str, Any]) -> None:
+    """Raises ConfigError for sizes that are none."""
+    for key in ("dim", "n_layers", "n_heads"):
+        if type(params[key]) is not int or params[key] < 1:
+            raise ConfigError(
+                f"llm.path: {path}: {key} is {params[key]!r}, no number of that; fetch it again"
+            )
+    for key in ("norm_eps", "rope_theta"):
+        value = params.get(key, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"llm.path: {path}: {key} is {value!r}, no number; fetch it again")
+    if params["dim"] % params["n_heads"]:
+        raise ConfigError(
+            f"llm.path: {path}: {params['n_heads']} heads (n_heads) do not divide dim "
+            f"{params['dim']}; fetch it again"
+        )
 
 
 def _shard_files(folder: Path) -> list[Path]:
@@ -218,9 +255,9 @@ def _open(file: Path) -> Mapping[str, Tensor]:
     """The tensors of one shard, mapped: a page is read when something uses it."""
     try:
         shard = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
-            f"llm.path: {file} cannot be read safely ({str(error).splitlines()[0]}); fetch it again"
+            f"llm.path: {file} cannot be read safely ({why_unreadable(error)}); fetch it again"
         ) from error
     if not isinstance(shard, Mapping) or not all(isinstance(v, Tensor) for v in shard.values()):
         raise CheckpointError(f"llm.path: {file} holds more than tensors; fetch Meta's own file")

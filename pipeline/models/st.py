@@ -6,6 +6,8 @@ hold the maps from the references' names. Every submodule with parameters has `r
 so that `placement.fill` can initialise it.
 """
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +15,9 @@ from torch.nn import functional as F
 from pipeline.config import STConfig
 from pipeline.errors import ConfigError
 from pipeline.models.adapters import XavierLinear
+
+# What the output of a network is a sum of, or a product with.
+_LAST = re.compile(r"(down|project|layers\.\d+\.(attn_out|mlp_down))\.(weight|bias)|prefix_const")
 
 MLP_RATIO = 2  # hidden width of a transformer layer's MLP; SOURCE: ClipCap train.py:205-217
 
@@ -190,3 +195,15 @@ def build_st(cfg: STConfig, *, width: int, llm_width: int) -> nn.Module:
     return TransformerMapper(
         width, cfg.prefix_length, llm_width, cfg.clip_length, cfg.num_layers, cfg.num_heads
     )
+
+
+def silent(st: nn.Module) -> dict[str, Tensor]:
+    """Values with which a network of `build_st` says nothing about any image, and still learns.
+
+    st: may be on the meta device.
+
+    Returns:
+        Zeros for the parameters of its last layers, by name: the output is zero, gradients are not.
+    """
+    named = st.named_parameters()
+    return {name: torch.zeros(each.shape) for name, each in named if _LAST.fullmatch(name)}

@@ -48,7 +48,7 @@ def tower_blocks(visual: nn.Module) -> TowerBlocks:
         norms = tuple(each.ln_1 for each in blocks)
         return TowerBlocks(blocks, norms, int(tower.transformer.width), class_token=True)
     trunk: Any = getattr(tower, "trunk", None)
-    if hasattr(trunk, "blocks") and all(hasattr(each, "norm1") for each in trunk.blocks):
+    if hasattr(trunk, "blocks") and all(map(_is_pre_norm, trunk.blocks)):
         blocks = tuple(trunk.blocks)
         norms = tuple(each.norm1 for each in blocks)
         return TowerBlocks(blocks, norms, int(trunk.embed_dim), trunk.num_prefix_tokens > 0)
@@ -56,6 +56,11 @@ def tower_blocks(visual: nn.Module) -> TowerBlocks:
         f"encoder.arch: a {type(visual).__name__} has no blocks that adapters could be put into; "
         "use a vision transformer, such as ViT-L-14"
     )
+
+
+def _is_pre_norm(block: nn.Module) -> bool:
+    """Of timm's blocks, those that normalise before their attention: EVA02-E's do so behind it."""
+    return hasattr(block, "norm1") and "Post" not in type(block).__name__
 
 
 def chosen_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:

@@ -124,6 +124,9 @@ def test_of_several_files_the_first_that_holds_a_pid_counts(data: Path) -> None:
         ({"hint": None}, "hint is None, no text"),
         ({"subject": 3}, "subject is 3, no text"),
         ({"image": "../../x.png"}, "image is '../../x.png', neither a file name nor null"),
+        ({"image": ".."}, "image is '..', neither"),
+        ({"image": ""}, "image is '', neither"),
+        ({"image": "a\0.png"}, "image is 'a\\x00.png', neither"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_pid(
@@ -146,6 +149,21 @@ def test_a_missing_field_is_refused_with_the_pid(tmp_path: Path, field: str) -> 
         load_source(config(tmp_path))
 
 
+def test_a_pid_that_is_there_twice_is_refused_instead_of_taking_the_last(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    first, second = (json.dumps(problem(answer=answer)) for answer in (0, 1))
+    (tmp_path / "problems.json").write_text(f'{{"5": {first}, "5": {second}}}')
+    with pytest.raises(DataError, match="'5' is there twice"):
+        load_source(config(tmp_path))
+
+
+def test_a_file_without_a_problem_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "problems.json").write_text("{}")
+    with pytest.raises(DataError, match=r"problems\.json: holds no problem"):
+        load_source(config(tmp_path))
+
+
 def test_what_is_unknown_about_a_problem_is_no_fault(tmp_path: Path) -> None:
     bare = {k: v for k, v in problem(grade=None).items() if k not in ("subject", "topic", "skill")}
     put_scienceqa(tmp_path, {"5": bare})
@@ -160,6 +178,12 @@ def test_lists_must_fit_the_problems(data: Path) -> None:
     lists.write_text(json.dumps({"train": ["1", "77", "78"], "val": [], "test": []}))
     with pytest.raises(DataError, match=r"'train' names pid 77 and 1 more that problems"):
         load_source(cfg)
+    lists.write_text(json.dumps({"train": ["1", "1"], "val": [], "test": []}))
+    with pytest.raises(DataError, match="'train' names pid 1 twice"):
+        load_source(cfg)
+    lists.write_text(json.dumps({"../train": ["1"]}))
+    with pytest.raises(ConfigError, match=r"'\.\./train' is no list"):
+        load_source(replace(cfg, splits=["../train"]))
     lists.write_text(json.dumps({"train": ["2"], "val": [], "test": []}))
     with pytest.raises(DataError, match=r"pid 2 is in 'train', but its problem says 'val'"):
         load_source(cfg)

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from pipeline.config import PHASES
-from pipeline.data.collate import LanguageBatch
 from pipeline.data.loader import Share, StepDataset
 from pipeline.evaluation.scienceqa import read_results
 from pipeline.export_files import ExportTensors
+from pipeline.models.encoder import load_clip
 from pipeline.models.llm import load_tokenizer
 from pipeline.recipe import load_recipe
-from pipeline.splits import Images, caption_dataset, open_training
+from pipeline.splits import Images, caption_dataset, open_training, pair_dataset
 from tests.dist.launch import launch, succeeded
 from tests.dist.test_training import scalars, summary
 from tests.tiny import TIGHT_ZERO3, write_questions
@@ -70,24 +70,29 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs"
 
 
-def test_there_are_steps_in_which_one_rank_alone_sees_an_image(runs: Path) -> None:
+@pytest.mark.parametrize("phase", PHASES)
+def test_one_rank_alone_sees_an_image_in_some_steps_and_no_rank_in_others(
+    runs: Path, phase: str
+) -> None:
     """Otherwise the tests below would show nothing about it."""
     config = load_recipe([f"recipe={runs.parent / 'lavin.yaml'}"])
-    train, tokenizer = open_training(config), load_tokenizer(config.llm)
+    train, settings = open_training(config), getattr(config, phase)
+    tokenizer, clip = load_tokenizer(config.llm), load_clip(config.encoder)
 
     def dataset(rank: int) -> StepDataset:
-        share, black = Share(rank, 2, 2, config.llm_tune.micro_batch), Images(None, (2, 4))
-        plan = train.plan(config.llm_tune.global_batch, seed=config.seed)
+        share = Share(rank, 2, 2, settings.micro_batch)
+        plan = train.plan(settings.global_batch, seed=config.seed)
+        if phase == "encoder_adapt":
+            return pair_dataset(config, train, plan, clip, share, captions="one")
+        black = Images(None, (2, 4))
         return caption_dataset(config, train, plan, black, tokenizer, share, captions="all")
 
-    sights = []
-    for step in range(6):
+    seeing = []  # ranks with an image, of each micro-batch
+    for step in range(4):  # an epoch
         loaded = [dataset(rank)[step] for rank in (0, 1)]
         for pair in zip(*(each.batches for each in loaded), strict=True):
-            assert all(isinstance(batch, LanguageBatch) for batch in pair)
-            texts = [set(batch.keys) for batch in pair if isinstance(batch, LanguageBatch)]
-            sights.append([any(int(key) % 2 for key in keys) for keys in texts])
-    assert any(sum(each) == 1 for each in sights)
+            seeing.append(sum(any(int(key) % 2 for key in batch.keys) for batch in pair))
+    assert {0, 1, 2} <= set(seeing)
 
 
 @pytest.mark.parametrize("phase", PHASES)

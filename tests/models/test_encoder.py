@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from pipeline.config import EncoderConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.models import encoder as subject
 from pipeline.models.encoder import ImageEncoder, depth_groups, load_clip, load_image_encoder
+from pipeline.models.encoder_sketch import check_encoder
 
 TEXT = {"context_length": 8, "vocab_size": 20, "width": 8, "heads": 2, "layers": 1}
 
@@ -149,14 +149,14 @@ def test_a_local_weight_file(tiny_arch: str, tmp_path: Path) -> None:
 def test_weights_trained_with_quickgelu_get_it(
     tiny_arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert subject.check_encoder(EncoderConfig(arch=tiny_arch, pretrained="openai"))
-    assert not subject.check_encoder(EncoderConfig(arch=tiny_arch, pretrained="laion2b_s34b_b79k"))
+    assert check_encoder(EncoderConfig(arch=tiny_arch, pretrained="openai"))
+    assert not check_encoder(EncoderConfig(arch=tiny_arch, pretrained="laion2b_s34b_b79k"))
     configs = {"ViT-B-32-quickgelu": {"quick_gelu": True}}
     monkeypatch.setattr("open_clip.factory._MODEL_CONFIGS", configs)
     plain = {"laion": {"url": "x"}}
     monkeypatch.setattr("open_clip.pretrained._PRETRAINED", {"ViT-B-32-quickgelu": plain})
     with pytest.raises(ConfigError, match=r"use ViT-B-32$"):
-        subject.check_encoder(EncoderConfig(arch="ViT-B-32-quickgelu", pretrained="laion"))
+        check_encoder(EncoderConfig(arch="ViT-B-32-quickgelu", pretrained="laion"))
 
 
 @pytest.mark.parametrize(

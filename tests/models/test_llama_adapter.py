@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import Config, LlamaAdapterConfig, LLMConfig, STConfig
+from pipeline.config import Config, LlamaAdapterConfig, LLMConfig, SegmentConfig, STConfig
 from pipeline.errors import ConfigError
 from pipeline.models import llama_adapter
-from pipeline.models.llama_adapter import LlamaAdapter, disjoint_parts, parts
+from pipeline.models.llama_adapter import LlamaAdapter, parts, trains
 from pipeline.models.multimodal import IGNORE, IMAGE_SLOT
 from pipeline.models.placement import Placement
 from pipeline.models.scratch import train_tokenizer
@@ -211,24 +211,28 @@ def test_an_unused_image_runs_and_changes_nothing(tmp_path: Path) -> None:
     assert all(each is not None and not each.any() for each in gradients)
 
 
-def test_parts_and_their_disjoint_groups(tmp_path: Path) -> None:
+def test_every_parameter_is_in_a_part(tmp_path: Path) -> None:
     first = build(tmp_path, version=V1)
     assert set(parts(first)) == {"st", "llm", "norms", "prompts", "gates"}
-    assert disjoint_parts(first, "captions") == ("st",)
-    assert disjoint_parts(first, "instructions") == ("prompts", "norms")
     second = build(tmp_path, version=V2)
     assert set(parts(second)) == {"st", "llm", "norms", "prompts", "gates", "early", "affine"}
-    captions, instructions = (disjoint_parts(second, d) for d in ("captions", "instructions"))
-    assert captions == ("st", "early")
-    assert instructions == ("prompts", "affine", "norms")
+    # So nothing is forgotten when parts are frozen.
+    everything = {id(p) for part in parts(second).values() for p in part.parameters()}
+    assert everything == {id(p) for p in second.parameters()}
+
+
+def test_disjoint_phases_share_no_parameter_and_leave_only_the_llm_frozen(tmp_path: Path) -> None:
+    cfg = recipe(tmp_path, "llama", replace(V2, disjoint=True))
+    model = build(tmp_path, version=V2)
+    captions, instructions = (trains(cfg, phase) for phase in ("st_align", "llm_tune"))
+    assert captions == ("st", "early") and instructions == ("prompts", "affine", "norms")
     ids = [
-        {id(p) for name in names for p in parts(second)[name].parameters()}
+        {id(p) for name in names for p in parts(model)[name].parameters()}
         for names in (captions, instructions)
     ]
     assert not ids[0] & ids[1]
-    # All parameters belong to a part, so nothing is forgotten when parts are frozen.
-    everything = {id(p) for part in parts(second).values() for p in part.parameters()}
-    assert everything == {id(p) for p in second.parameters()}
+    frozen = [n for n, p in model.named_parameters() if id(p) not in ids[0] | ids[1]]
+    assert all(name.startswith("llm.") and "norm" not in name for name in frozen)
 
 
 def test_build_gives_the_same_weights_again_and_leaves_the_llm_alone(tmp_path: Path) -> None:
@@ -274,7 +278,7 @@ def test_slots_are_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"layers": 3}, r"llama_adapter\.layers: 3 .* exceed the 2 layers .* at most 2 fit"),
-        ({"layers": 2, "early_layers": 1}, r"and 1 first ones .* at most 1 fit"),
+        ({"layers": 2, "early_layers": 1}, r"and 1 first ones .* together at most 2 fit"),
         ({"layers": 1, "early_layers": 1, "blind": 1}, r"early_layers=1: .* set it to 0"),
         ({"prefix": 4}, r"st\.prefix_length: 4 embeddings .* set it to 1"),
         ({"max_tokens": 32}, r"data\.max_tokens: 32 tokens .* at most 31 fit"),
@@ -291,6 +295,26 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(
     cfg.st.prefix_length = changes.get("prefix", 1)
     cfg.data.max_tokens = changes.get("max_tokens", 20)
     cfg.evaluate.max_new_tokens = changes.get("max_new_tokens", 20)
+    with pytest.raises(ConfigError, match=message):
+        llama_adapter.check(cfg, llama_adapter.load_llm_config(cfg.llm))
+
+
+@pytest.mark.parametrize(
+    ("version", "segments", "message"),
+    [
+        (V1, [], r"llama_adapter\.disjoint=true: .* set llama_adapter\.early_layers"),
+        (
+            V2,
+            [["prompts"], ["prompts", "st"]],
+            r"segments\[1\]\.train: st trains in st_align",
+        ),
+    ],
+)
+def test_disjoint_groups_that_are_not_are_refused(
+    tmp_path: Path, version: LlamaAdapterConfig, segments: list[list[str]], message: str
+) -> None:
+    cfg = recipe(tmp_path, "llama", replace(version, disjoint=True))
+    cfg.llm_tune.segments = [SegmentConfig(train=each) for each in segments]
     with pytest.raises(ConfigError, match=message):
         llama_adapter.check(cfg, llama_adapter.load_llm_config(cfg.llm))
 

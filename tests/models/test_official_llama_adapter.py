@@ -68,9 +68,10 @@ def test_prompts_go_to_the_layers_from_below_upwards(tmp_path: Path) -> None:
     [
         ({"epoch": torch.ones(1)}, {}, r"lacks adapter_query.weight, layers.1.attention.gate;"),
         (published(), {"length": 2}, "3 prompts are not 2 in each of 1 layers"),
+        (published() | {"adapter_query.weight": torch.ones(())}, {}, "0 prompts are not 3 in each"),
         (published(), {"depth": 3}, "lacks layers.2.attention.gate;"),
-        ([1], {}, "no set of named tensors"),
-        ({"model": {"x": 1}}, {}, "no set of named tensors"),
+        ([1], {}, "it is no state dict"),
+        ({"model": {"x": 1}}, {}, "it is no state dict"),
         ({"args": Path("x")}, {}, "without running code"),
     ],
 )

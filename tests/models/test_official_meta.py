@@ -13,9 +13,10 @@ from transformers import LlamaForCausalLM
 
 from pipeline.config import LLMConfig
 from pipeline.errors import CheckpointError, ConfigError, UserError
-from pipeline.models.llm import load_llm, load_llm_config
+from pipeline.models.llm import check_weights, load_llm, load_llm_config, load_tokenizer
 from pipeline.models.official_meta import MetaWeights, is_meta_folder, rename, split_halves
 from pipeline.models.placement import Placement
+from pipeline.models.scratch import train_tokenizer
 from tests.models import tiny
 
 HEADS, GROUPS = 4, 2
@@ -85,6 +86,16 @@ def test_files_of_a_model_load_back_equal(tmp_path: Path, shards: int, by_words:
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=0, rtol=0)
 
 
+def test_a_folder_without_config_json_has_its_weights_and_needs_a_tokenizer(tmp_path: Path) -> None:
+    write(tmp_path, theirs(llama(vocab_size=38)), 2)
+    cfg = LLMConfig(path=str(tmp_path))
+    check_weights(cfg)
+    with pytest.raises(ConfigError, match=r"put the model's tokenizer\.json .* beside the weights"):
+        load_tokenizer(cfg)
+    train_tokenizer(["a text"], 300).save_pretrained(tmp_path)
+    assert load_tokenizer(cfg).decode(load_tokenizer(cfg).encode("a text")) == "a text"
+
+
 def test_the_permutation_turns_interleaved_rope_into_the_halves_of_transformers() -> None:
     torch.manual_seed(0)
     weight, inputs, angles = torch.randn(2 * 6, 5), torch.randn(5), torch.randn(3)
@@ -105,7 +116,8 @@ def anonymous_bytes() -> int:
 
 
 def test_shards_are_mapped_and_not_held(tmp_path: Path) -> None:
-    write(tmp_path, theirs(llama(vocab_size=400_000)), 2)
+    # Tensors above 32 MB, the most that glibc keeps for itself when they are freed.
+    write(tmp_path, theirs(llama(vocab_size=600_000)), 2)
     shard = (tmp_path / "consolidated.00.pth").stat().st_size
     before = anonymous_bytes()
     weights = MetaWeights(tmp_path)
@@ -146,7 +158,7 @@ def params(**more: Any) -> Callable[[Path], None]:
         (
             change(lambda t: t.pop("norm.weight")),
             CheckpointError,
-            r"lacks model\.norm\.weight; its weights",
+            r"shard 0 lacks norm\.weight",
         ),
         (
             change(lambda t: t.pop("norm.weight"), shard=1),
@@ -155,8 +167,37 @@ def params(**more: Any) -> Callable[[Path], None]:
         ),
         (change(lambda t: t.update(odd=[1])), CheckpointError, "more than tensors"),
         (params(n_layers=3), CheckpointError, r"lacks model\.layers\.2"),
+        (
+            change(lambda t: t.update(odd=torch.ones(1)), shard=1),
+            CheckpointError,
+            "does not have: odd;",
+        ),
+        (
+            change(lambda t: t.update({"layers.0.attention.wq.weight": torch.ones(8, 4)}), shard=1),
+            CheckpointError,
+            r"not of one model: layers\.0\.attention\.wq\.weight",
+        ),
+        (
+            change(lambda t: t.update({"norm.weight": torch.ones(7)}), shard=1),
+            CheckpointError,
+            r"not of one model: norm\.weight",
+        ),
+        (
+            change(lambda t: t.update({"output.weight": torch.tensor(1.0)})),
+            CheckpointError,
+            r"output\.weight is \(\), no matrix",
+        ),
+        (
+            params(n_layers=1),
+            CheckpointError,
+            r"holds layers\.1\..*wq\.weight.* of which its params\.json does not speak",
+        ),
+        (params(n_layers=0), ConfigError, "n_layers is 0"),
+        (params(n_heads=3), ConfigError, "3 heads .* do not divide dim 16"),
+        (params(norm_eps="a"), ConfigError, "norm_eps is 'a', no number"),
+        (params(rope_theta=None), ConfigError, "rope_theta is None, no number"),
         (params(use_scaled_rope=True), ConfigError, "scaled RoPE"),
-        (params(dim=None), CheckpointError, "None rows"),
+        (params(dim=None), ConfigError, "dim is None"),
         (
             lambda folder: (folder / "params.json").write_text("{}"),
             ConfigError,

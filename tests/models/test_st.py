@@ -5,7 +5,7 @@ import torch
 
 from pipeline.config import STConfig
 from pipeline.errors import ConfigError
-from pipeline.models.st import build_st
+from pipeline.models.st import build_st, silent
 
 
 def test_the_default_mlp_has_the_size_of_the_reference() -> None:
@@ -33,3 +33,18 @@ def test_shapes_in_both_precisions(kind: str) -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ConfigError, match=r"st\.num_heads: 8 does not divide .* 20"):
         build_st(STConfig(kind="transformer"), width=6, llm_width=20)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear", "transformer"])
+def test_a_silent_network_says_nothing_and_learns(kind: str) -> None:
+    cfg = STConfig(kind=kind, prefix_length=2, clip_length=3, num_layers=2, num_heads=2, hidden=7)
+    mapper = build_st(cfg, width=6, llm_width=8)
+    mapper.load_state_dict(silent(mapper), strict=False)
+    features, wanted = torch.randn(5, 6), torch.randn(5, 2, 8)
+    assert not mapper(features).any()
+    optimizer = torch.optim.Adam(mapper.parameters(), lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (mapper(features) - wanted).square().mean().backward()
+        optimizer.step()
+    assert (mapper(features) - wanted).square().mean() < 0.3 * wanted.square().mean()

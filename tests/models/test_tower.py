@@ -9,14 +9,20 @@ from torch import nn
 
 from pipeline.config import MMAdapterConfig
 from pipeline.errors import ConfigError
+from pipeline.models.encoder import ImageEncoder
 from pipeline.models.tower import AdaptedTower, chosen_layers, make_tower_adapters
 
 
-def tower(routing: str = "cls", **adapter: Any) -> AdaptedTower:
+def plain() -> ImageEncoder:
     torch.manual_seed(4)
     visual = open_clip.transformer.VisionTransformer(
         image_size=16, patch_size=8, width=8, layers=4, heads=2, mlp_ratio=2.0, output_dim=6
     )
+    return ImageEncoder(visual, 6)
+
+
+def tower(routing: str = "cls", **adapter: Any) -> AdaptedTower:
+    visual = plain().visual
     adapters = make_tower_adapters(visual, MMAdapterConfig(hidden=4, temperature=0.5, **adapter))
     for parameter in adapters.parameters():
         nn.init.normal_(parameter, std=0.5)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,21 @@ def need_some(key: str, value: str, paths: Iterable[Path]) -> None:
         )
 
 
-def read_json(key: str, path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; raises DataError when there is none."""
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{name!r} is there twice")
+    return found
+
+
+def read_json(key: str, path: Path, *, unique: bool = False) -> dict[str, Any]:
+    """Return the object in a JSON file; raises DataError when there is none.
+
+    unique: refuse a file that says a name twice in one object, of which JSON keeps the last.
+    """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=_once if unique else None)
     except (OSError, ValueError, RecursionError) as error:
         cause = " ".join(str(error).split())
         raise DataError(f"{key}={path}: not readable as JSON ({cause}); get it again") from error

@@ -8,6 +8,7 @@ need not all be there: a missing one is skipped and counted when the shards are 
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _PROBLEMS = "problems.json (or several such files)"
 _TEXTS = ("question", "hint", "lecture", "solution")
 _ABOUT = ("subject", "grade", "topic", "skill")  # may be unknown
 _MOST_CHOICES = 26  # A to Z
+_FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")
 
 
 def load_scienceqa(cfg: PrepareConfig) -> dict[str, Sequence[SourceRecord]]:
@@ -94,12 +96,15 @@ def _listed(cfg: PrepareConfig, problems: Problems) -> dict[str, list[str]]:
     found = {}
     for split in cfg.splits or SPLITS:
         pids = lists.get(split)
-        if pids is None:
+        if pids is None or not _FILE_NAME.fullmatch(split):
             raise ConfigError(
                 f"splits: {split!r} is no list of {path}; use some of {', '.join(sorted(lists))}"
             )
         if not isinstance(pids, list) or not all(isinstance(pid, str) for pid in pids):
             raise DataError(f"pid_splits={path}: {split!r} is no list of pids; get it again")
+        if len(set(pids)) < len(pids):
+            twice = next(pid for pid, count in Counter(pids).items() if count > 1)
+            raise DataError(f"pid_splits={path}: {split!r} names pid {twice} twice; get it again")
         missing = [pid for pid in pids if pid not in problems]
         if missing:
             raise DataError(
@@ -128,7 +133,10 @@ def _read_problems(names: Sequence[str]) -> Problems:
     problems: Problems = {}
     for name in names or [""]:
         path = need_file("problems", name, _PROBLEMS)
-        for pid, problem in read_json("problems", path).items():
+        found = read_json("problems", path, unique=True)
+        if not found:
+            raise DataError(f"problems={path}: holds no problem; name {_PROBLEMS}")
+        for pid, problem in found.items():
             fault = _fault(pid, problem)
             if fault:
                 raise DataError(f"problems={path}: pid {pid}: {fault}; get the file again")
@@ -160,7 +168,7 @@ def _fault(pid: str, problem: Any) -> str | None:
     if problem["split"] not in SPLITS:
         return f"unknown split {problem['split']!r}, none of {', '.join(SPLITS)}"
     image = problem["image"]
-    if image is not None and (not isinstance(image, str) or Path(image).name != image):
+    if image is not None and not (isinstance(image, str) and _FILE_NAME.fullmatch(image)):
         return f"image is {image!r}, neither a file name nor null"
     return _choice_fault(problem["choices"], problem["answer"])
 
