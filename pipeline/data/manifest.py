@@ -67,6 +67,11 @@ class Manifest:
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
     @property
+    def retried(self) -> int:
+        """How often this process asked a server again."""
+        return len(self.cache.retried)
+
+    @property
     def place(self) -> str:
         """Where the manifest lies, for messages."""
         return self.home or str(self.folder)

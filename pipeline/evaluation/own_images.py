@@ -101,6 +101,7 @@ def _dataset(config: Config, built: CaptionModel, found: Found, world: World) ->
         transform=source.transform,
         image_size=source.image_size,
         max_pixels=config.data.max_pixels,
+        max_image_bytes=config.data.max_image_bytes,
         shown=frozenset(found.names[: config.caption.shown]),
         picture=thumbnail,
     )
