@@ -18,6 +18,7 @@ LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryE
 
 _BLOCK = 1 << 20
 
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file next to `path` that becomes `path` when the block ends well.
