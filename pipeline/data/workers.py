@@ -20,6 +20,8 @@ T_co = TypeVar("T_co", covariant=True)
 
 _TRIES = 3  # of one item
 _AHEAD = 4  # items a worker holds ready
+# A worker that dies while its item is handed over breaks the connection in one of several ways.
+_DEATHS = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)
 
 
 class LoadedAhead(Generic[T_co]):
@@ -46,30 +48,35 @@ class LoadedAhead(Generic[T_co]):
         Raises:
             WorkerDeathError: the worker of one item died each time.
         """
+        last = len(self._numbers)
         done, tries = 0, 0
-        loaded = self._start(done)
-        while done < len(self._numbers):
+        loaded, end = self._start(0, last, self._workers, _AHEAD), last
+        while done < last:
+            if done == end:  # past what killed a worker: back to full speed
+                loaded, end = self._start(done, last, self._workers, _AHEAD), last
             try:
                 item = next(loaded)
-            except RuntimeError as error:
-                if not _is_death(error):
+            except _DEATHS as error:
+                if not self._workers or not _is_death(error):
                     raise
                 tries += 1
                 if tries == _TRIES:
                     raise WorkerDeathError(self._numbers[done], error) from error
                 self.restarts += 1
-                loaded = self._start(done)
+                # One by one for as long as the killer can be among them, so that it is known.
+                end = min(done + self._workers * _AHEAD, last)
+                loaded = self._start(done, end, 1, 1)
                 continue
             done, tries = done + 1, 0
             yield item
 
-    def _start(self, done: int) -> Iterator[T_co]:
+    def _start(self, first: int, end: int, workers: int, ahead: int) -> Iterator[T_co]:
         loader: DataLoader[T_co] = DataLoader(
             self._dataset,
             batch_size=None,
-            sampler=self._numbers[done:],
-            num_workers=self._workers,
-            prefetch_factor=_AHEAD if self._workers else None,
+            sampler=self._numbers[first:end],
+            num_workers=workers,
+            prefetch_factor=ahead if workers else None,
             # Its own generator: otherwise each start draws from torch's global one, and a resumed
             # run would see other dropout than an uninterrupted one.
             generator=torch.Generator(),
@@ -81,8 +88,8 @@ class LoadedAhead(Generic[T_co]):
 class WorkerDeathError(DataError):
     """An item whose worker died each time it was tried."""
 
-    def __init__(self, number: int, error: RuntimeError) -> None:
-        cause = " ".join(str(error).split()).rstrip(".")
+    def __init__(self, number: int, error: Exception) -> None:
+        cause = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         super().__init__(
             f"a loading process died {_TRIES} times at item {number} ({cause}); if memory ran out, "
             "lower data.workers, or see the system's log for another reason"
@@ -90,9 +97,12 @@ class WorkerDeathError(DataError):
         self.number = number
 
 
-def _is_death(error: RuntimeError) -> bool:
-    """Whether PyTorch says that a worker is gone, and not what an item raised there."""
-    return str(error).startswith("DataLoader worker (pid")
+def _is_death(error: Exception) -> bool:
+    """Whether a worker is gone, and not what an item raised there, which is marked by PyTorch."""
+    said = str(error)
+    if isinstance(error, RuntimeError):
+        return said.startswith("DataLoader worker (pid")
+    return not said.startswith("Caught ")
 
 
 @contextlib.contextmanager
