@@ -58,11 +58,11 @@ class CachedFeatures:
             ContentFault: the image could not be used.
             DataError: the file cannot be read, or is not one of ours.
         """
-        path = self._files[shard]
+        path, records = self._files[shard], reader.manifest.shards[shard].records
 
         def read() -> npt.NDArray[np.float32]:
             try:
-                file = self._open.get(shard, lambda: _FeatureFile(path))
+                file = self._open.get(shard, lambda: _FeatureFile(path, records))
                 return file.row(record)
             except OSError:
                 self._open.discard(shard)
@@ -79,28 +79,27 @@ class CachedFeatures:
 class _FeatureFile:
     """An open .npy file of float32 rows; raises OSError for whatever is wrong with it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, records: int) -> None:
         self._descriptor = disk.open_file(path)
         try:
-            self._read_header()
+            self._read_header(records)
         except (OSError, ValueError, EOFError) as error:
             self.close()
             raise OSError(str(error)) from error
 
-    def _read_header(self) -> None:
+    def _read_header(self, records: int) -> None:
         size = os.fstat(self._descriptor).st_size
         start = io.BytesIO(disk.read_at(self._descriptor, 0, min(size, _HEADER_BYTES)))
         np.lib.format.read_magic(start)
-        (count, *shape), by_column, dtype = np.lib.format.read_array_header_1_0(start)
-        self._shape, self._count, self._first = tuple(shape), count, start.tell()
-        self._bytes = _FLOAT32.itemsize * math.prod(shape)
-        if dtype != _FLOAT32 or by_column or size != self._first + count * self._bytes:
-            raise OSError(f"{size} bytes of {dtype}, not {count} rows of float32 {self._shape}")
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(start)
+        self._shape, self._first = shape[1:], start.tell()
+        self._bytes = _FLOAT32.itemsize * math.prod(self._shape)
+        ours = dtype == _FLOAT32 and not by_column and shape[:1] == (records,) and self._shape
+        if not ours or size != self._first + records * self._bytes:
+            raise OSError(f"{size} bytes of {dtype}, {shape}, not {records} rows of float32")
 
     def row(self, record: int) -> npt.NDArray[np.float32]:
         """One record's features."""
-        if record >= self._count:
-            raise OSError(f"it has {self._count} rows, none for record {record}")
         content = disk.read_at(self._descriptor, self._first + record * self._bytes, self._bytes)
         return np.frombuffer(bytearray(content), dtype=_FLOAT32).reshape(self._shape)
 

@@ -8,7 +8,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,10 +137,10 @@ def killed_until_finished(
     assert launch.process.returncode == 0, launch.output[-5000:]
 
 
-def differences(whole: Path, killed: Path) -> list[str]:
-    """What a killed run ended with that an undisturbed one did not; empty where all is the same."""
+def differences(whole: Path, killed: Path, phases: Sequence[str] = PHASES) -> list[str]:
+    """What a disturbed run ended with that another did not; empty where all is the same."""
     found = []
-    for phase in PHASES:
+    for phase in phases:
         first, second = (run / phase for run in (whole, killed))
         found += [f"{phase}: {each}" for each in _weights(first, second)]
         mine, theirs = (json.loads((each / "summary.json").read_text()) for each in (first, second))
