@@ -20,6 +20,8 @@ from pipeline.data.joined import Shards
 from pipeline.data.manifest import ShardEntry
 from pipeline.errors import DataError
 
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, zipfile.BadZipFile)
+
 Ints = NDArray[np.int64]
 
 MOST_TEXT = 1 << 24  # bytes of a JSON or text member; a larger one is no text of a record
@@ -123,7 +125,7 @@ def read_index(path: Path) -> tuple[ShardIndex, ShardEntry, dict[str, str]]:
             index = ShardIndex(**{name: arrays[name] for name in fields})
         _check_columns(index)
         entry = ShardEntry(**json.loads(notes.pop("entry")))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         cause = " ".join(str(error).split())
         raise DataError(
             f"{path}: missing or damaged index ({cause}); prepare the shards again"

@@ -145,7 +145,7 @@ def load_clip(cfg: EncoderConfig, *, seed: int = 0) -> Clip:
     architecture = _architecture(cfg.arch)
     text: dict[str, Any] = architecture.get("text_cfg", {})
     try:
-        tokenizer = open_clip.get_tokenizer(cfg.arch)
+        tokenizer = clip_tokenizer(cfg.arch)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"encoder.arch: {cfg.arch}: its tokenizer cannot be loaded ({_line(error)}); "
@@ -160,6 +160,15 @@ def load_clip(cfg: EncoderConfig, *, seed: int = 0) -> Clip:
         image_size=_image_size(model),
         context_length=context,
     )
+
+
+def clip_tokenizer(arch: str) -> Any:
+    """open_clip's tokenizer of an architecture, callable; code that lies beside one is not run."""
+    text: dict[str, Any] = _architecture(arch).get("text_cfg", {})
+    by_transformers = arch.startswith(HUB) or text.get("hf_tokenizer_name")
+    # Ours overrules what the folder's own config may say.
+    options = {"trust_remote_code": False} if by_transformers else {}
+    return open_clip.get_tokenizer(arch, **options)
 
 
 def load_image_encoder(cfg: EncoderConfig, *, seed: int = 0) -> tuple[ImageEncoder, Transform]:

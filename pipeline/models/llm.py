@@ -60,7 +60,9 @@ def load_llm(
     config = load_llm_config(cfg)
     try:
         with no_init_weights(), placement.skeleton():
-            model: PreTrainedModel = _AutoModel.from_config(config, dtype=dtype)
+            model: PreTrainedModel = _AutoModel.from_config(
+                config, dtype=dtype, trust_remote_code=False
+            )
     except ValueError as error:
         raise ConfigError(
             f"llm.path: {cfg.path} is a {config.model_type}, no causal language model; name one"
@@ -132,7 +134,9 @@ def load_tokenizer(cfg: LLMConfig) -> PreTrainedTokenizerBase:
     """
     _check_path(cfg.path)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(cfg.path)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            cfg.path, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise _unreachable(cfg.path, error) from error
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
@@ -228,7 +232,12 @@ def _fill_from_files(
 def _converted(cfg: LLMConfig, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """All tensors under the model's names, after transformers' own conversion; a whole copy."""
     model, info = _AutoModel.from_pretrained(
-        cfg.path, config=config, dtype=dtype, output_loading_info=True
+        cfg.path,
+        config=config,
+        dtype=dtype,
+        trust_remote_code=False,
+        weights_only=True,
+        output_loading_info=True,
     )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -248,9 +257,16 @@ def _config_on_hub(path: str) -> PretrainedConfig | ConfigError:
 
 def _read_config(path: str) -> PretrainedConfig | ConfigError:
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         return _unreachable(path, error)
+    for part in (config, config.get_text_config()):
+        named = str(part._attn_implementation)
+        if "/" in named:
+            return ConfigError(
+                f"llm.path: the config.json of {path} names attention code of the hub ({named}), "
+                "which would be fetched and run; remove attn_implementation there"
+            )
     return config
 
 
