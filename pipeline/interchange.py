@@ -1,31 +1,19 @@
 """Models in and out: from the reference's checkpoints, to what transformers and open_clip load.
 
-Trains nothing, and needs no data and no DeepSpeed. One process does all of it; the model is whole
-in its memory, in float32.
+Trains nothing, and needs no data and no DeepSpeed. One process does all of it.
 """
 
-import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
-
 from pipeline import checkpoint as ckpt
-from pipeline.assemble import check_adapters, overlay, overlay_clip
-from pipeline.checkpoint import ExportTensors, Progress
+from pipeline.checkpoint import Progress
 from pipeline.config import Config, ExportConfig
+from pipeline.conversion import convert
 from pipeline.data.files import sha256_of
 from pipeline.errors import ConfigError
-from pipeline.exports import WEIGHTS, find_export
-from pipeline.models.encoder import feature_width, load_clip
-from pipeline.models.folders import write_clip, write_llm, write_st
+from pipeline.exports import find_export
 from pipeline.models.imports import read_reference
-from pipeline.models.llm import llm_width, load_llm, load_tokenizer
-from pipeline.models.lora import merge
-from pipeline.models.placement import Placement
 
 
 def export(config: Config) -> str:
@@ -64,59 +52,3 @@ def import_official(config: Config, file: Path, out: Path) -> str:
     used = replace(found.config, export=ExportConfig())
     ckpt.save_export(out, found.tensors, Progress(), details, used)
     return f"{out}: {found.remark}"
-
-
-def convert(config: Config, source: Path, out: Path) -> str:
-    """An export of ours as llm/, st.safetensors with st.json, and, where it was adapted, encoder/.
-
-    `out` appears by rename, complete or not at all. ConfigError for a family whose language model
-    is no plain one.
-    """
-    check_adapters(config, source)
-    if config.family not in ("clipcap", "text"):
-        raise ConfigError(
-            f"checkpoint={source}: a model of family {config.family} is no plain LLM that other "
-            f"libraries load; its own tensors are in {source / WEIGHTS}, by name"
-        )
-    tensors = ExportTensors(source)
-    st = {name.removeprefix("st."): tensors[name] for name in tensors if name.startswith("st.")}
-    adapted = any(name.startswith("encoder.") for name in tensors)
-    names = filter(None, (config.encoder.arch, config.encoder.pretrained))
-    tower = f"{', '.join(names)} of open_clip as it came"
-    parts = []
-    writing = out.with_name(f".writing-{out.name}")
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
-    if st:
-        llm = merged_llm(config, tensors)
-        write_llm(llm, load_tokenizer(config.llm), writing / "llm")
-        details = {
-            "feature_width": feature_width(config.encoder),
-            "llm_width": llm_width(llm.config),
-            "normalize": config.encoder.normalize,
-            "encoder": "encoder/" if adapted else tower,
-            "stop": config.evaluate.stop,
-        }
-        write_st(config.st, st, writing, details)
-        parts += ["llm/ (transformers)", "st.safetensors and st.json"]
-    if adapted:
-        clip = load_clip(config.encoder, seed=config.seed)
-        overlay_clip(clip.model, tensors)
-        write_clip(config.encoder, clip.model, writing / "encoder")
-        text = any(name.startswith("text.") for name in tensors)
-        parts.append(f"encoder/ (open_clip{'' if text else '; its text tower as it came'})")
-    if out.exists():
-        out.rmdir()  # empty
-    writing.rename(out)
-    return f"{out}: {', '.join(parts)}" + ("" if adapted else f"; encoder: {tower}")
-
-
-def merged_llm(config: Config, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
-    """The recipe's LLM with an export laid over it, as a plain model of transformers.
-
-    The one place where adapters are merged into the weights that they adapt.
-    """
-    llm = load_llm(config.llm, dtype=torch.float32, placement=Placement(), seed=config.seed)
-    overlay(llm, tensors, "llm.", Placement())
-    merge(llm)
-    return llm

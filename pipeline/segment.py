@@ -29,6 +29,7 @@ from pipeline.engine import resolve_precision
 from pipeline.models.lora import is_adapter
 from pipeline.phases import Segment, learning_rate
 from pipeline.setup import Setup, set_up
+from pipeline.splits import open_training
 from pipeline.trainer import Trainer
 
 log = logging.getLogger("pipeline")
@@ -158,10 +159,12 @@ class SegmentRun:
                 name: start[name] for name in start if contrastive or not name.startswith("text.")
             }
             tensors |= setup.task.exported(trained)
+            split = open_training(self.config)
             details = {
                 "fingerprint": self.fingerprint,
                 "phase": self.name,
                 "lora": asdict(self.config.llm.lora) if any(map(is_adapter, tensors)) else None,
+                "data": {"records": split.records, "fingerprint": split.fingerprint},
             }
             ckpt.save_export(target, tensors, progress, details, self.config)
             log.info("%-13s export %s", self.name, target)

@@ -32,7 +32,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     5: ("zero", "engine", "checkpoint", "memory"),
     6: ("objectives", "validation", "captioning"),
     7: ("trainer", "callbacks", "splits", "assemble"),
-    8: ("evaluation", "chat", "interchange"),
+    8: ("evaluation", "chat", "interchange", "conversion", "model_card"),
     9: (
         "setup",
         "explain",

@@ -137,7 +137,7 @@ def test_a_pickle_under_another_name_is_bad_content(
     members = {"jpg": jpeg(), "txt": b"text"} | {ending: pickle.dumps(trap)}
     make_tar(tmp_path / "tars" / "0.tar", [(f"bad.{name}", x) for name, x in members.items()])
     reader = ShardReader(indexed(tmp_path), max_pixels=10**6)
-    with pytest.raises(ContentFault, match="undecodable image|bad JSON|invalid UTF-8"):
+    with pytest.raises(ContentFault, match=r"undecodable image|bad JSON|invalid UTF-8"):
         reader.image(reader.read(0, 0))
     assert not mark.exists()
 
