@@ -1,4 +1,4 @@
-"""The README.md beside an exported model: what it is, how it is loaded, how it was made, its scores.
+"""The README.md beside an exported model: what it is, how to load it, how it was made, its scores.
 
 Says only what files say: scores are those of an evaluation of this very export, and where there is
 none, that is said. Knows no model.
