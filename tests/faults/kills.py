@@ -118,7 +118,8 @@ def killed_until_finished(
         victim = chance.choice(VICTIMS)
         if moment == "checkpoint":
             aim = min((each for each in position.checkpoints if each >= aim), default=aim)
-        delay = chance.uniform(0, started if moment == "start" else 0.4)
+        longest = {"start": started, "step": 0.4, "checkpoint": 0.25}[moment]
+        delay = chance.uniform(0, longest)
         kill = Kill(number, moment, victim, round(delay, 3))
         orphaned = chance.uniform(0, 1.5)
         launch = Launch.start(command[0], command[1:], ranks=RANKS)
@@ -189,18 +190,8 @@ def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def _strike(launch: Launch, kill: Kill, orphaned: float) -> None:
     """The kill itself; what is left ends by itself, or orphans of the launcher after a while."""
-    ranks, everything = launch.ranks(), launch.processes()
-    launchers = [pid for pid in everything if pid not in ranks.values()]
-    launchers = [pid for pid in launchers if not any(pid in launch.workers(r) for r in ranks)]
     at = _last_step(launch)
-    chosen: dict[str, Callable[[], list[int]]] = {
-        "rank 0": lambda: [ranks[0]] if 0 in ranks else everything,
-        "rank 1": lambda: [ranks[1]] if 1 in ranks else everything,
-        "all ranks": lambda: list(ranks.values()) or everything,
-        "launcher": lambda: launchers,
-        "everything": lambda: everything,
-    }
-    kill.killed = len(launch.kill(chosen[kill.victim]()))
+    kill.killed = len(launch.kill(_chosen(launch, kill.victim)))
     if at is not None:
         kill.phase, kill.step = at
     if kill.victim == "launcher":
@@ -213,6 +204,15 @@ def _strike(launch: Launch, kill: Kill, orphaned: float) -> None:
     kill.rest = kill.rest or f"ended after {took:.1f} s"
     if took >= _END_SECONDS:
         kill.rest = f"killed after {took:.0f} s"
+
+
+def _chosen(launch: Launch, victim: str) -> list[int]:
+    """The processes that a victim's name means; all of them before there are any ranks."""
+    if victim == "launcher":
+        return launch.launchers()
+    ranks = {} if victim == "everything" else launch.ranks()
+    named = [pid for rank, pid in ranks.items() if victim in (f"rank {rank}", "all ranks")]
+    return named or launch.processes()
 
 
 def _finish(command: list[str], *, ranks: int) -> Launch:

@@ -86,6 +86,10 @@ class Launch:
         ranks = {pid: rank for pid, rank in found.items() if rank is not None}
         return {rank: pid for pid, rank in ranks.items() if _parent(pid) not in ranks}
 
+    def launchers(self) -> list[int]:
+        """The processes that no rank is above: the launcher's own."""
+        return [pid for pid in self.processes() if _rank(pid) is None]
+
     def workers(self, rank: int) -> list[int]:
         """The loading workers (and other children) of a rank."""
         pid = self.ranks().get(rank)
