@@ -54,9 +54,9 @@ def model_card(
         f"A multimodal language model of the family {config.family}, trained with EIM's pipeline "
         f"(phase {details.get('phase', 'unknown')}). Weights are float32.",
         "## What lies here",
-        *(f"* `{each.name}`: {each.words}. `{_how(each)}`" for each in parts),
+        "\n".join(f"* `{each.name}`: {each.words}. `{_how(each)}`" for each in parts),
         "## Made from",
-        *_origin(config, details),
+        "\n".join(_origin(config, details)),
         "## Scores",
         *_scores(export),
         "## Recipe",
