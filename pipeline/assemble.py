@@ -253,7 +253,8 @@ def _cached(
     """
     assert isinstance(images.source, DecodedImages)
     made_by = [tensor_hash(encoder.state_dict()), repr(images.source.transform), str(dtype)]
-    made_by += [str(config.data.max_pixels), repr(encoder.settings)]
+    made_by += [str(config.data.max_pixels), str(config.data.max_image_bytes)]
+    made_by += [repr(encoder.settings)]
     encoder = encoder.to(world.device, dtype).eval()
 
     @torch.no_grad()

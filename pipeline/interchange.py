@@ -1,37 +1,20 @@
 """Models in and out: from the reference's checkpoints, to what transformers and open_clip load.
 
-Trains nothing, and needs no data and no DeepSpeed. One process does all of it; the model is whole
-in its memory, in float32.
+Trains nothing, and needs no data and no DeepSpeed. One process does all of it.
 """
 
-import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-from pipeline.assemble import check_adapters, overlay, overlay_clip, overlay_parts
 from pipeline.config import Config, ExportConfig
+from pipeline.conversion import convert
 from pipeline.data.files import sha256_of
 from pipeline.errors import ConfigError
-from pipeline.export_files import IMPORTED, ExportTensors, save_export
-from pipeline.exports import WEIGHTS, find_export
+from pipeline.export_files import IMPORTED, save_export
+from pipeline.exports import find_export
 from pipeline.hashes import fingerprint_of
-from pipeline.models import lavin
-from pipeline.models.encoder import load_clip
-from pipeline.models.encoder_sketch import feature_width, sketch_clip
 from pipeline.models.families import added_by, is_added
-from pipeline.models.folded import folded_llm
-from pipeline.models.folders import write_clip, write_llm, write_st
 from pipeline.models.imports import read_reference
-from pipeline.models.llm import llm_width, load_llm, load_tokenizer
-from pipeline.models.lora import merge
-from pipeline.models.placement import Placement
-from pipeline.models.quantize import NONE
-from pipeline.models.tower import tower_blocks
 from pipeline.progress import Progress
 
 
@@ -72,105 +55,3 @@ def import_official(config: Config, file: Path, out: Path) -> str:
     used = replace(found.config, export=ExportConfig())
     save_export(out, found.tensors, Progress(), details, used)
     return f"{out}: {found.remark}"
-
-
-def convert(config: Config, source: Path, out: Path) -> str:
-    """An export of ours as llm/, st.safetensors with st.json, and, where it was adapted, encoder/.
-
-    Of LaVIN, with `export.fold`, llm/ alone. `out` appears by rename, complete or not at all.
-    ConfigError for a family whose language model is no plain one, and where its weights would be
-    quantised.
-    """
-    check_adapters(config, source)
-    _check_plain(config, source)
-    tensors = ExportTensors(source)
-    writing = out.with_name(f".writing-{out.name}")
-    shutil.rmtree(writing, ignore_errors=True)
-    writes = _write_parts if config.export.fold == "none" else _write_folded
-    said = writes(config, tensors, writing)
-    if out.exists():
-        out.rmdir()  # empty
-    writing.rename(out)
-    return f"{out}: {said}"
-
-
-def _check_plain(config: Config, source: Path) -> None:
-    """Raises ConfigError where no plain language model can come out."""
-    fold = config.export.fold
-    if fold != "none" and config.family != "lavin":
-        raise ConfigError(
-            f"export.fold={fold}: only the adapters of family=lavin fold into an LLM, the recipe's "
-            f"family is {config.family}; leave it out"
-        )
-    if fold == "none" and config.family not in ("clipcap", "text"):
-        folds = "; fold=text or fold=image makes one of it" if config.family == "lavin" else ""
-        raise ConfigError(
-            f"checkpoint={source}: a model of family {config.family} is no plain LLM that other "
-            f"libraries load{folds}; its own tensors are in {source / WEIGHTS}, by name"
-        )
-    quantize = config.llm.quantize
-    if quantize != NONE:
-        raise ConfigError(
-            f"checkpoint={source} was trained beside weights of llm.quantize={quantize}; "
-            "add llm.quantize=none to write the weights as they came, with LoRA merged into them "
-            "(outputs differ by what the bits had rounded)"
-        )
-
-
-def _write_folded(config: Config, tensors: Mapping[str, Tensor], writing: Path) -> str:
-    """LaVIN's language model with the adapters of one modality in its weights."""
-    tower = sketch_clip(config.encoder)
-    assert isinstance(tower.model.visual, nn.Module)
-    model = lavin.build(
-        config,
-        dtype=torch.float32,
-        placement=Placement(),
-        with_encoder=False,
-        feature_width=tower_blocks(tower.model.visual).width,
-    )
-    overlay_parts(model, tensors, Placement())
-    has_image = config.export.fold == "image"
-    llm = folded_llm(model.eval(), has_image=has_image)
-    write_llm(llm, load_tokenizer(config.llm), writing / "llm")
-    rows = "with an image, whose embeddings are put in" if has_image else "of text alone"
-    return f"llm/ (transformers), with the adapters of rows {rows}"
-
-
-def _write_parts(config: Config, tensors: Mapping[str, Tensor], writing: Path) -> str:
-    """The language model, the ST network and the tower, those that the export has."""
-    st = {name.removeprefix("st."): tensors[name] for name in tensors if name.startswith("st.")}
-    adapted = any(name.startswith("encoder.") for name in tensors)
-    names = filter(None, (config.encoder.arch, config.encoder.pretrained))
-    tower = f"{', '.join(names)} of open_clip as it came"
-    parts = []
-    writing.mkdir(parents=True)
-    if st:
-        llm = merged_llm(config, tensors)
-        write_llm(llm, load_tokenizer(config.llm), writing / "llm")
-        details = {
-            "feature_width": feature_width(config.encoder),
-            "llm_width": llm_width(llm.config),
-            "normalize": config.encoder.normalize,
-            "encoder": "encoder/" if adapted else tower,
-            "stop": config.evaluate.stop,
-        }
-        write_st(config.st, st, writing, details)
-        parts += ["llm/ (transformers)", "st.safetensors and st.json"]
-    if adapted:
-        clip = load_clip(config.encoder, seed=config.seed)
-        overlay_clip(clip.model, tensors)
-        write_clip(config.encoder, clip.model, writing / "encoder")
-        text = any(name.startswith("text.") for name in tensors)
-        parts.append(f"encoder/ (open_clip{'' if text else '; its text tower as it came'})")
-    return ", ".join(parts) + ("" if adapted else f"; encoder: {tower}")
-
-
-def merged_llm(config: Config, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
-    """The recipe's LLM with an export laid over it, as a plain model of transformers.
-
-    The one place where adapters are merged into the weights that they adapt.
-    """
-    llm = load_llm(config.llm, dtype=torch.float32, placement=Placement(), seed=config.seed)
-    overlay(llm, tensors, "llm.", Placement())
-    merge(llm)
-    return llm

@@ -17,6 +17,8 @@ class Progress:
     records_skipped: dict[str, int] = field(default_factory=dict)
     texts_cut: int = 0
     steps_skipped: int = 0
+    io_retries: int = 0  # reads that were tried again, by all ranks
+    worker_restarts: int = 0  # loading processes that died, and were started again
     seconds: float = 0.0
     train_loss: float | None = None
     # of the steps since the last point of the curve: their number, the sums of every rank

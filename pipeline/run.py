@@ -222,6 +222,8 @@ def _summarise(
         "records_by_set": progress.records_by_set,
         "records_skipped": progress.records_skipped,
         "texts_cut": progress.texts_cut,
+        "io_retries": progress.io_retries,
+        "worker_restarts": progress.worker_restarts,
         "seconds": round(progress.seconds, 2),
         "trained_parameters": run.trained_parameters,
         "train_loss_end": progress.train_loss,

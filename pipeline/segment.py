@@ -36,6 +36,7 @@ from pipeline.resume import load_checkpoint
 from pipeline.retention import retention_of
 from pipeline.saving import Saver
 from pipeline.setup import Setup, set_up
+from pipeline.splits import open_training
 from pipeline.trainer import Trainer
 
 log = logging.getLogger("pipeline")
@@ -179,12 +180,14 @@ class SegmentRun:
                 name: start[name] for name in start if contrastive or not name.startswith("text.")
             }
             tensors |= setup.task.exported(trained)
+            split = open_training(self.config)
             details = {
                 "fingerprint": self.identity.fingerprint,
                 "identity": self.identity.as_json(),
                 "phase": self.name,
                 "lora": asdict(self.config.llm.lora) if any(map(is_adapter, tensors)) else None,
                 "family": added_by(self.config) if any(map(is_added, tensors)) else None,
+                "data": {"records": split.records, "fingerprint": split.fingerprint},
             }
             save_export(target, tensors, progress, details, self.config)
             log.info("%-13s export %s", self.name, target)

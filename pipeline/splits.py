@@ -74,6 +74,7 @@ class Split:
         return ShardReader(
             JoinedManifests(self.manifests),
             max_pixels=self.data.max_pixels,
+            max_image_bytes=self.data.max_image_bytes,
             open_shards=min(touched, _MOST_OPEN_SHARDS),
         )
 

@@ -133,8 +133,13 @@ class Trainer:
             tokens,
             slots,
             waited,
+            loaded.io_retries,
+            loaded.worker_restarts,
         ]
-        fatal, records, faults, cut, tokens, slots, waited = sum_over_ranks(local, self.world)
+        summed = sum_over_ranks(local, self.world)
+        fatal, records, faults, cut, tokens, slots, waited, retries, restarts = summed
+        self.progress.io_retries += int(retries)
+        self.progress.worker_restarts += int(restarts)
         if fatal or faults:
             self._count_faults(loaded)
         self.progress.records_seen += int(records)

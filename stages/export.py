@@ -4,9 +4,10 @@ python stages/export.py official=FILE recipe=clipcap_coco out=FOLDER [key=value 
     A checkpoint of the reference becomes an export: to be scored (evaluate.export=FOLDER), tuned
     (llm_tune.init_from=FOLDER), or captioned with (checkpoint=FOLDER).
 python stages/export.py checkpoint=FOLDER out=FOLDER [key=value ...]
-    An export, a phase or a run becomes llm/ (transformers), encoder/ (open_clip, where it was
-    adapted) and st.safetensors with st.json. Of LaVIN, fold=text or fold=image puts the adapters
-    for such rows into llm/, which any library then runs.
+    An export, a phase or a run becomes llm/ (transformers; of LaVIN llm-text/ and llm-image/, its
+    adapters merged for rows of either kind), encoder/ (open_clip, where it was adapted),
+    st.safetensors with st.json, adapters.safetensors (what cannot be merged) and README.md, the
+    model card. Needs neither a GPU nor DeepSpeed's launcher.
 """
 
 from pipeline.config import Config

@@ -69,7 +69,8 @@ def check(arguments: list[str]) -> int:
     if plan:
         print(describe_check(where))
         return 0
-    well = check_folder(where, workers=workers, max_pixels=data.max_pixels, report=print)
+    limits = {"max_pixels": data.max_pixels, "max_image_bytes": data.max_image_bytes}
+    well = check_folder(where, workers=workers, **limits, report=print)
     return 0 if well else FAULTS_FOUND
 
 

@@ -63,7 +63,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     6: ("objectives", "validation", "captioning", "answering"),
     7: ("trainer", "callbacks", "splits", "provenance", "assemble"),
-    8: ("evaluation", "chat", "interchange"),
+    8: ("evaluation", "chat", "interchange", "conversion", "model_card"),
     9: (
         "setup",
         "explain",

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.assemble import build_caption_model, overlay
 from pipeline.config import Config, LoRAConfig, STConfig
+from pipeline.conversion import merged_llm
 from pipeline.data.plan import items_in_order
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
@@ -23,7 +24,7 @@ from pipeline.evaluation.own_images import caption_images
 from pipeline.evaluation.results import output_folder
 from pipeline.evaluation.runner import evaluate
 from pipeline.export_files import ExportTensors, save_export
-from pipeline.interchange import export, merged_llm
+from pipeline.interchange import export
 from pipeline.models.encoder import load_clip
 from pipeline.models.llm import load_llm
 from pipeline.models.lora import is_adapter, stable_name

@@ -46,7 +46,7 @@ class Board:
             self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else 0)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """One point for each name."""
+        """One point for each name; on disk before a checkpoint of this step can be."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
@@ -148,6 +148,8 @@ class Monitor:
             "data/padding_fraction": sums.padding / sums.steps,
             "data/records_skipped": skipped,
             "data/texts_cut": trainer.progress.texts_cut,
+            "data/io_retries": trainer.progress.io_retries,
+            "data/worker_restarts": trainer.progress.worker_restarts,
             "memory/process_peak_gib": memory[0],
             "memory/gpu_peak_gib": memory[1],
         }
@@ -159,7 +161,7 @@ class Monitor:
         left = timedelta(seconds=round(elapsed / len(window) * (self._total - last.step)))
         log.info(
             "%-13s step %*d/%d  eta %s  loss %.4f  %6.1f samples/s  %8.0f tokens/s  "
-            "data wait %2.0f %%%s",
+            "data wait %2.0f %%%s%s%s",
             self._name,
             len(str(self._total)),
             last.step,
@@ -169,9 +171,16 @@ class Monitor:
             records / elapsed,
             scalars["speed/target_tokens_per_second"],
             100 * wait / elapsed,
-            f"  skipped {skipped}" if skipped else "",
+            _said("skipped", skipped),
+            _said("io retries", trainer.progress.io_retries),
+            _said("workers restarted", trainer.progress.worker_restarts),
         )
         return scalars
+
+
+def _said(name: str, count: int) -> str:
+    """Counts of what seldom happens are shown once it did."""
+    return f"  {name} {count}" if count else ""
 
 
 def _memory_gib() -> list[float]:

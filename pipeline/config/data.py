@@ -67,6 +67,7 @@ class DataConfig(RemoteConfig):
     window: int = positive(1024)  # records shuffled together within a lane
     workers: int = not_negative(2)  # loading processes per rank; 0 loads in the training process
     max_pixels: int = positive(89_478_485)  # larger images are refused from their header
+    max_image_bytes: int = positive(67_108_864)  # larger image files are refused unread
     max_bad_fraction: float = not_negative(0.01)  # of an epoch; more bad records stop the run
     strict: bool = False  # stop at the first bad record
     cache_features: bool = True  # encode each image once where the encoder is frozen

@@ -50,9 +50,6 @@ class ExportConfig:
     official: str = path()  # a checkpoint of the reference, which becomes an export
     checkpoint: str = path()  # an export, phase or run, which becomes folders for other libraries
     out: str = path()  # folder; must not exist, or be empty
-    # family lavin: its adapters go into the language model's weights, for rows of text alone or for
-    # those with an image; they differ
-    fold: str = one_of("none", "none", "text", "image")
 
 
 @dataclass

@@ -51,6 +51,7 @@ class ShardCache:
     schemes: tuple[str, ...] = remote.SCHEMES
     tries: int = 5
     wait: float = 1.0  # seconds before the second try, doubled for each that follows
+    retried: list[str] = field(default_factory=list, compare=False)  # by this process's threads
 
     def fetch(
         self, url: str, *, size: int | None = None, sha256: str | None = None, version: str = ""
@@ -115,6 +116,7 @@ class ShardCache:
         for attempt in range(self.tries):
             if attempt:
                 time.sleep(self.wait * 2 ** (attempt - 1))
+                self.retried.append(url)
             try:
                 return action()
             except OSError as error:

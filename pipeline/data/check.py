@@ -78,17 +78,23 @@ class _Task:
     manifest: Manifest
     shard: int
     max_pixels: int
+    max_image_bytes: int | None
 
 
 def check_folder(
-    folder: Path, *, workers: int, max_pixels: int, report: Callable[[str], None]
+    folder: Path,
+    *,
+    workers: int,
+    max_pixels: int,
+    max_image_bytes: int | None = None,
+    report: Callable[[str], None],
 ) -> bool:
     """Check a split, or all splits in a folder.
 
     Args:
         folder: one with a manifest, or the folder above such.
         workers: processes; 0 works in this one.
-        max_pixels: larger images count as faults, as they do in training.
+        max_pixels, max_image_bytes: larger images count as faults, as they do in training.
         report: called with each line of the report.
 
     Returns:
@@ -99,7 +105,9 @@ def check_folder(
     """
     well = True
     for split in find_splits(folder):
-        found = check_split(split, workers=workers, max_pixels=max_pixels)
+        found = check_split(
+            split, workers=workers, max_pixels=max_pixels, max_image_bytes=max_image_bytes
+        )
         for line in found.lines():
             report(line)
         try:
@@ -127,14 +135,17 @@ def find_splits(folder: Path) -> list[Path]:
     return found
 
 
-def check_split(folder: Path, *, workers: int, max_pixels: int) -> SplitReport:
+def check_split(
+    folder: Path, *, workers: int, max_pixels: int, max_image_bytes: int | None = None
+) -> SplitReport:
     """Check one split.
 
     Raises:
         DataError: its manifest cannot be read.
     """
     manifest = read_manifest(folder)
-    tasks = [_Task(manifest, shard, max_pixels) for shard in range(len(manifest.shards))]
+    shards = range(len(manifest.shards))
+    tasks = [_Task(manifest, shard, max_pixels, max_image_bytes) for shard in shards]
     done: dict[int, tuple[list[ContentFault], Hashes]] = {}
     with progress_bar(folder.name, manifest.records, "records") as progress:
         for number, result in run_all(_check_shard, tasks, workers):
@@ -189,7 +200,9 @@ def _check_shard(task: _Task) -> tuple[list[ContentFault], Hashes]:
 
 def _check_records(task: _Task, records: int) -> list[ContentFault]:
     """Records whose text or image cannot be used."""
-    reader = ShardReader(task.manifest, max_pixels=task.max_pixels)
+    reader = ShardReader(
+        task.manifest, max_pixels=task.max_pixels, max_image_bytes=task.max_image_bytes
+    )
     faults = []
     for record in range(records):
         try:

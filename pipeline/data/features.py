@@ -2,28 +2,34 @@
 
 One float32 file a shard, in record order; a row of NaN stands for an image that could not be used
 and is counted as a content fault when it is read. A cache lies in a folder named by what it depends
-on (encoder weights, transform, shards), so one made by other weights is never found.
+on (encoder weights, transform, shards), so one made by other weights is never found. Rows are read
+by offset and not mapped into memory: a mapped file that fails kills its process without a word.
 """
 
+import io
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from pipeline.data import disk
 from pipeline.data.faults import ContentFault
 from pipeline.data.loader import DecodedImages
 from pipeline.data.lru import LRU
 from pipeline.data.reader import RawRecord, ShardReader
-from pipeline.errors import DataError
+from pipeline.data.workers import LoadedAhead
 
 Encode = Callable[[Tensor], Tensor]  # (B, 3, H, W) -> (B, C) or (B, k, C)
+
+_HEADER_BYTES = 4096  # more than a header of ours takes
+_FLOAT32 = np.dtype("<f4")
 
 
 class CachedFeatures:
@@ -32,17 +38,74 @@ class CachedFeatures:
     def __init__(self, files: Sequence[Path]) -> None:
         """files: of each shard, by number (see `feature_files`)."""
         self._files = files
-        self._open: LRU[int, npt.NDArray[np.float32]] = LRU(256)
+        self._make_cache()
+
+    def _make_cache(self) -> None:
+        self._open: LRU[int, _FeatureFile] = LRU(256, on_drop=_FeatureFile.close)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the open files behind: another process opens its own."""
+        return {"_files": self._files}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._make_cache()
 
     def __call__(self, reader: ShardReader, raw: RawRecord, shard: int, record: int) -> Tensor:
-        """(C,) or (k, C) of one record; raises ContentFault where the image could not be used."""
-        rows = self._open.get(shard, lambda: _load(self._files[shard]))
-        row = np.array(rows[record])
+        """(C,) or (k, C) of one record.
+
+        Raises:
+            ContentFault: the image could not be used.
+            DataError: the file cannot be read, or is not one of ours.
+        """
+        path, records = self._files[shard], reader.manifest.shards[shard].records
+
+        def read() -> npt.NDArray[np.float32]:
+            try:
+                file = self._open.get(shard, lambda: _FeatureFile(path, records))
+                return file.row(record)
+            except OSError:
+                self._open.discard(shard)
+                raise
+
+        row = reader.patience(f"cached features {path} (a damaged file may be deleted)", read)
         if np.isnan(row.flat[0]):
             raise ContentFault(
                 "image not usable", raw.shard, raw.key, "the encoder could not see it"
             )
         return torch.from_numpy(row)
+
+
+class _FeatureFile:
+    """An open .npy file of float32 rows; raises OSError for whatever is wrong with it."""
+
+    def __init__(self, path: Path, records: int) -> None:
+        self._descriptor = disk.open_file(path)
+        try:
+            self._read_header(records)
+        except (OSError, ValueError, EOFError) as error:
+            self.close()
+            raise OSError(str(error)) from error
+
+    def _read_header(self, records: int) -> None:
+        size = os.fstat(self._descriptor).st_size
+        start = io.BytesIO(disk.read_at(self._descriptor, 0, min(size, _HEADER_BYTES)))
+        np.lib.format.read_magic(start)
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(start)
+        self._shape, self._first = shape[1:], start.tell()
+        self._bytes = _FLOAT32.itemsize * math.prod(self._shape)
+        ours = dtype == _FLOAT32 and not by_column and shape[:1] == (records,) and self._shape
+        if not ours or size != self._first + records * self._bytes:
+            raise OSError(f"{size} bytes of {dtype}, {shape}, not {records} rows of float32")
+
+    def row(self, record: int) -> npt.NDArray[np.float32]:
+        """One record's features."""
+        content = disk.read_at(self._descriptor, self._first + record * self._bytes, self._bytes)
+        return np.frombuffer(bytearray(content), dtype=_FLOAT32).reshape(self._shape)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self._descriptor)
 
 
 def feature_files(folder: Path, shards: int) -> list[Path]:
@@ -51,23 +114,27 @@ def feature_files(folder: Path, shards: int) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class _ShardImages(Dataset[Any]):
-    """All images of one shard; None where an image cannot be used."""
+class _ShardImages(Dataset[list[tuple[int, Tensor]]]):
+    """The usable images of one shard with their records' numbers, in batches."""
 
     reader: ShardReader
     images: DecodedImages
     shard: int
-    records: int
+    batch: int
 
-    def __len__(self) -> int:
-        return self.records
+    def __getitem__(self, number: int) -> list[tuple[int, Tensor]]:
+        """Batch `number`; raises DataError where the shard cannot be read."""
+        first, last = number * self.batch, (number + 1) * self.batch
+        records = range(min(last, self.reader.manifest.shards[self.shard].records))[first:]
+        found = ((record, self._image(record)) for record in records)
+        return [(record, image) for record, image in found if image is not None]
 
-    def __getitem__(self, record: int) -> tuple[int, Tensor | None]:
+    def _image(self, record: int) -> Tensor | None:
         try:
             raw = self.reader.read(self.shard, record)
-            return record, self.images(self.reader, raw, self.shard, record)
+            return self.images(self.reader, raw, self.shard, record)
         except ContentFault:
-            return record, None
+            return None
 
 
 def encode_shards(
@@ -119,32 +186,10 @@ def _encode_shard(
     batch: int,
 ) -> npt.NDArray[np.float32]:
     count = reader.manifest.shards[shard].records
-    dataset = _ShardImages(reader, images, shard, count)
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_size=batch,
-        num_workers=workers,
-        collate_fn=_as_is,
-        generator=torch.Generator(),  # leaves torch's global one alone
-    )
-    rows = np.full((count, *shape), np.nan, dtype=np.float32)
-    for loaded in loader:
-        usable = [(record, image) for record, image in loaded if image is not None]
+    dataset = _ShardImages(reader, images, shard, batch)
+    rows = np.full((count, *shape), np.nan, dtype=_FLOAT32)
+    for usable in LoadedAhead(dataset, range(math.ceil(count / batch)), workers=workers):
         if usable:
             features = encode(torch.stack([image for _, image in usable])).float().cpu()
             rows[[record for record, _ in usable]] = features.numpy()
     return rows
-
-
-def _as_is(items: list[tuple[int, Tensor | None]]) -> list[tuple[int, Tensor | None]]:
-    return items
-
-
-def _load(path: Path) -> npt.NDArray[np.float32]:
-    try:
-        loaded: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"cached features {path} cannot be read ({error}); delete the file, it is made again"
-        ) from error
-    return loaded

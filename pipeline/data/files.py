@@ -5,6 +5,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -16,7 +17,6 @@ LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryE
 """Failures that another try does not mend."""
 
 _BLOCK = 1 << 20
-_TRIES = 3
 
 
 @contextlib.contextmanager
@@ -74,35 +74,46 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def patiently(
-    where: Path | str,
-    action: Callable[[], T],
-    *,
-    wait: float = 0.5,
-    lasting: tuple[type[OSError], ...] = (),
-) -> T:
-    """Do something with a file; network file systems fail now and then, so try again first.
+@dataclass
+class Patience:
+    """Does something with a file, again where the file system failed; it knows how often.
 
-    Args:
-        where: the file, named in the error.
-        action: what is done; an OSError of it is worth another try.
-        wait: seconds before the second try, doubled for the third.
-        lasting: errors that are raised as they are, at once.
-
-    Raises:
-        DataError: it failed each time.
+    Network file systems fail now and then, and come back within seconds.
     """
-    cause = ""
-    for attempt in range(_TRIES):
-        if attempt:
-            time.sleep(wait * 2 ** (attempt - 1))
-        try:
-            return action()
-        except lasting:
-            raise
-        except OSError as error:
-            cause = error.strerror or str(error)
-    raise DataError(
-        f"{where}: cannot be read after {_TRIES} tries ({cause}); "
-        "check the file system, or copy the file again"
-    )
+
+    wait: float = 0.5  # seconds before the second try, doubled for each that follows
+    tries: int = 5
+    retried: int = 0  # tries that were not a first one
+
+    def __call__(
+        self,
+        where: Path | str,
+        action: Callable[[], T],
+        *,
+        lasting: tuple[type[OSError], ...] = (),
+    ) -> T:
+        """Returns what `action` does once it succeeds.
+
+        Args:
+            where: the file, named in the error.
+            action: what is done; an OSError of it is worth another try.
+            lasting: errors that are raised as they are, at once.
+
+        Raises:
+            DataError: it failed each time.
+        """
+        cause = ""
+        for attempt in range(self.tries):
+            if attempt:
+                time.sleep(self.wait * 2 ** (attempt - 1))
+                self.retried += 1
+            try:
+                return action()
+            except lasting:
+                raise
+            except OSError as error:
+                cause = error.strerror or str(error)
+        raise DataError(
+            f"{where}: cannot be read after {self.tries} tries ({cause}); "
+            "check the file system, or copy the file again"
+        )

@@ -18,14 +18,13 @@ from torch.utils.data import Dataset
 
 from pipeline.data.collate import Batch, Sample
 from pipeline.data.faults import ContentFault
-from pipeline.data.images import decode_image
+from pipeline.data.images import check_bytes, decode_image
 from pipeline.data.prompts import Row
 from pipeline.errors import ConfigError
 
 # In a folder, files with other endings are no images; a file that is named itself may have any.
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _FOR_PEOPLE = 360  # pixels of the short side, at least, that `picture` gets of a larger image
-_MOST_BYTES = 1 << 30  # of one file, which is read whole
 
 
 class Found(NamedTuple):
@@ -102,6 +101,7 @@ class FileDataset(Dataset[FileBatch]):
     transform: Callable[[Image.Image], Tensor]
     image_size: int  # pixels that the transform needs of the short side
     max_pixels: int
+    max_image_bytes: int
     shown: frozenset[str]  # of these, a picture for people is made too
     picture: Callable[[Image.Image], str]
 
@@ -133,8 +133,7 @@ class FileDataset(Dataset[FileBatch]):
         try:
             if not path.is_file():  # a pipe would never end
                 raise ContentFault("no regular file")
-            if path.stat().st_size > _MOST_BYTES:
-                raise ContentFault("file too large")
+            check_bytes(path.stat().st_size, self.max_image_bytes)
             return path.read_bytes()
         except OSError as error:
             raise ContentFault("unreadable file", detail=error.strerror or "") from error

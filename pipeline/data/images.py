@@ -63,6 +63,13 @@ def image_extension(data: bytes) -> str | None:
     return next((ext for magic, ext in _MAGIC.items() if data.startswith(magic)), None)
 
 
+def check_bytes(size: int, limit: int | None) -> None:
+    """Raise the ContentFault "too many bytes" for an image file that is larger than `limit`."""
+    if limit is not None and size > limit:
+        detail = f"{size}, more than max_image_bytes={limit}"
+        raise ContentFault("too many bytes", detail=detail)
+
+
 def decode_image(data: bytes, *, max_pixels: int, draft_size: int | None = None) -> Image.Image:
     """Decode an image file to RGB, upright, the first frame of an animation.
 

@@ -4,23 +4,28 @@ The index file of a shard, and how it is read and written; `scan.py` makes one f
 carries the manifest's entry of its shard, so that an index of an older shard is never used.
 """
 
+import io
 import json
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data import disk
 from pipeline.data.files import atomic_file
 from pipeline.data.joined import Shards
 from pipeline.data.manifest import ShardEntry
 from pipeline.errors import DataError
 
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, zipfile.BadZipFile)
+
 Ints = NDArray[np.int64]
 
-_MOST_TEXT = 1 << 30  # bytes; a record that claims more is not believed
+MOST_TEXT = 1 << 24  # bytes of a JSON or text member; a larger one is no text of a record
+_MOST_CLAIMED = 1 << 30  # bytes; a record that claims more text is not believed
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,17 @@ class ShardIndex:
         return [name for name in mine if not np.array_equal(mine[name], theirs[name])]
 
 
+def key_of(name: str) -> tuple[str, str]:
+    """Return the key of a tar's member and the rest of its name, which says its kind.
+
+    The key is the name up to the first dot of its last part (WebDataset's rule); it ends with a
+    slash for a hidden file.
+    """
+    folder, slash, last = name.rpartition("/")
+    stem, _, extension = last.partition(".")
+    return folder + slash + stem, extension
+
+
 def captions_of(data: dict[str, Any]) -> list[str]:
     """Return a record's captions: its "captions", or the one "caption" of img2dataset.
 
@@ -70,7 +86,7 @@ def text_bytes_of(data: dict[str, Any]) -> int:
     A record with more text than its captions says it itself, as "text_bytes".
     """
     told = data.get("text_bytes")
-    if type(told) is int and 0 <= told <= _MOST_TEXT:
+    if type(told) is int and 0 <= told <= _MOST_CLAIMED:
         return told
     return sum(len(text.encode(errors="replace")) for text in captions_of(data))
 
@@ -102,16 +118,35 @@ def read_index(path: Path) -> tuple[ShardIndex, ShardEntry, dict[str, str]]:
     """
     fields = ShardIndex.__dataclass_fields__
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        content = io.BytesIO(disk.read_whole(path))
+        _refuse_compressed(content)
+        with np.load(content, allow_pickle=False) as arrays:
             notes = {name: str(arrays[name]) for name in arrays.files if name not in fields}
             index = ShardIndex(**{name: arrays[name] for name in fields})
-            entry = ShardEntry(**json.loads(notes.pop("entry")))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        _check_columns(index)
+        entry = ShardEntry(**json.loads(notes.pop("entry")))
+    except _DAMAGED as error:
         cause = " ".join(str(error).split())
         raise DataError(
             f"{path}: missing or damaged index ({cause}); prepare the shards again"
         ) from error
     return index, entry, notes
+
+
+def _refuse_compressed(file: BinaryIO) -> None:
+    """Raises ValueError for arrays that could be larger than the file; we write none."""
+    with zipfile.ZipFile(file) as archive:
+        if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+            raise ValueError("it is compressed")
+    file.seek(0)
+
+
+def _check_columns(index: ShardIndex) -> None:
+    """Raises ValueError unless all columns are of one length and of the types that are declared."""
+    for name, column in vars(index).items():
+        right = column.dtype.kind == "S" if name == "names" else column.dtype == np.int64
+        if not right or column.shape != (len(index),):
+            raise ValueError(f"{name} is {column.dtype} of shape {column.shape}")
 
 
 def load_index(manifest: Shards, shard_number: int) -> ShardIndex:

@@ -20,6 +20,10 @@ class Shards(Protocol):
     def sizes(self) -> list[int]:
         """Records of each shard."""
 
+    @property
+    def retried(self) -> int:
+        """How often this process asked a server again."""
+
     def where(self, shard: int) -> str:
         """The path or URL of a shard, for messages."""
 
@@ -45,6 +49,12 @@ class JoinedManifests:
     def sizes(self) -> list[int]:
         """Records of each shard."""
         return [entry.records for entry in self.shards]
+
+    @property
+    def retried(self) -> int:
+        """How often this process asked a server again; sets may share a cache."""
+        caches = {id(each.cache): each.retried for each in self._manifests}
+        return sum(caches.values())
 
     def where(self, shard: int) -> str:
         """The path or URL of a shard, for messages."""

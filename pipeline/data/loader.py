@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pipeline.data.collate import Batch, Sample
 from pipeline.data.faults import ContentFault
 from pipeline.data.plan import Plan, arrange
 from pipeline.data.prompts import MakeRows, Row
 from pipeline.data.reader import RawRecord, ShardReader
+from pipeline.data.workers import LoadedAhead, WorkerDeathError
 from pipeline.errors import DataError
 
 
@@ -53,6 +53,8 @@ class RankStep:
     examples: list[str] = field(default_factory=list)  # one line a fault, for messages
     fatal: str | None = None
     by_set: dict[str, int] = field(default_factory=dict)  # records of all ranks; for a mixture
+    io_retries: int = 0  # reads that a disk or a server had to be asked for again
+    worker_restarts: int = 0  # before this step came
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class StepDataset(Dataset[RankStep]):
         epoch, k = divmod(step, self.plan.steps_per_epoch)
         items = self.plan.step(epoch, k)
         loaded = RankStep(step, [])
+        retried = self.reader.retried
         if self.sets:
             counts = self.plan.records_by_set(items)
             loaded.by_set = dict(zip(self.sets, counts, strict=True))
@@ -101,8 +104,13 @@ class StepDataset(Dataset[RankStep]):
                 found = [self._sample(s, r, epoch, loaded) for s, r in chosen]
                 loaded.batches.append(self.collate([each for each in found if each is not None]))
         except DataError as error:
-            loaded.fatal = str(error)
+            loaded.fatal = self.said(step, error)
+        loaded.io_retries = self.reader.retried - retried
         return loaded
+
+    def said(self, step: int, error: DataError) -> str:
+        """An error's text, with who found it."""
+        return f"{error} (rank {self.share.rank}, step {step + 1})"
 
     def _sample(self, shard: int, record: int, epoch: int, loaded: RankStep) -> Sample | None:
         loaded.records += 1
@@ -138,18 +146,18 @@ def draw(seed: int, epoch: int, key: str, choices: int) -> int:
 
 
 def iterate(dataset: StepDataset, start: int, stop: int, *, workers: int) -> Iterator[RankStep]:
-    """The steps from `start` to `stop`, in order, loaded ahead by `workers` processes."""
-    loader: DataLoader[RankStep] = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=min(workers, max(stop - start, 0)),
-        prefetch_factor=4 if workers and stop > start else None,
-        # Its own generator: otherwise each start draws from torch's global one, and a resumed run
-        # would see other dropout than an uninterrupted one.
-        generator=torch.Generator(),
-    )
-    yield from loader
+    """The steps from `start` to `stop`, in order, loaded ahead by `workers` processes.
+
+    Workers that die are started again and counted; where that does not help, the step is fatal.
+    """
+    steps = LoadedAhead(dataset, range(start, stop), workers=workers)
+    counted = 0
+    try:
+        for loaded in steps:
+            loaded.worker_restarts, counted = steps.restarts - counted, steps.restarts
+            yield loaded
+    except WorkerDeathError as error:
+        yield RankStep(error.number, [], fatal=dataset.said(error.number, error))
 
 
 @dataclass

@@ -21,6 +21,7 @@ MANIFEST_NAME = "manifest.json"
 SKIPPED_NAME = "skipped.jsonl"  # beside it: what was left out, one line a record
 INDEX_SUFFIX = ".index.npz"
 VERSION = 2
+_MOST = {"bytes": 2**50, "records": 2**40, "mtime_ns": 2**63}  # of one shard; more is not believed
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class Manifest:
         """SHA-256 (hex) of the shards' names, counts and hashes; not of where they lie."""
         listing = [[s.name, s.bytes, s.records, s.sha256] for s in self.shards]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+    @property
+    def retried(self) -> int:
+        """How often this process asked a server again."""
+        return len(self.cache.retried)
 
     @property
     def place(self) -> str:
@@ -183,7 +189,7 @@ def _read(path: str, fetched: bytes | None) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); mend its rights") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         cause = " ".join(str(error).split())
         raise DataError(f"{path}: not JSON ({cause}); prepare the shards again") from error
     version = content.get("version") if isinstance(content, dict) else None
@@ -196,7 +202,17 @@ def _read(path: str, fetched: bytes | None) -> dict[str, Any]:
 
 
 def _checked(shard: dict[str, Any]) -> dict[str, Any]:
-    """Refuse names that lead out of the folder: a manifest may come from somebody else."""
+    """Refuse values that cannot be, and names that lead out of the folder.
+
+    A manifest may come from somebody else.
+    """
+    for key, most in _MOST.items():
+        value = shard.get(key)
+        optional = key == "mtime_ns" and value is None
+        if not optional and (type(value) is not int or not 0 <= value < most):
+            raise ValueError(f"bad {key} {str(value)[:40]}")
+    if not isinstance(shard.get("sha256"), str | None):
+        raise ValueError("bad sha256")
     name = shard["name"]
     inside = isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
     if not inside or not name.endswith(".tar"):

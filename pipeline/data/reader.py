@@ -1,32 +1,30 @@
-"""The bytes of any record of a split, read by offset from its shard.
+"""Any record of a split, by its number: what it says and its image, with every fault named.
 
-A reader opens files and indexes when they are needed and keeps a bounded number of them; those of a
-remote split are fetched before (`cache.py`), several at a time. It may be pickled or inherited by
-a forked process (`pread` shares no file position), but one reader must not be used by two threads
-at once. Nothing is ever unpickled from a shard.
+Indexes are read when they are needed and a bounded number of them kept; those of a remote split are
+fetched before (`cache.py`), several at a time. A reader may be pickled or inherited by a forked
+process (`pread` shares no file position), but one reader must not be used by two threads at once.
+Nothing is ever unpickled from a shard.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.faults import ContentFault
-from pipeline.data.files import patiently
-from pipeline.data.images import decode_image
-from pipeline.data.index import ShardIndex, captions_of, load_index
+from pipeline.data.files import Patience
+from pipeline.data.images import check_bytes, decode_image
+from pipeline.data.index import MOST_TEXT, ShardIndex, captions_of, load_index
 from pipeline.data.joined import Shards
 from pipeline.data.lru import LRU
+from pipeline.data.shard_files import ShardFiles
 from pipeline.errors import DataError
-
-T = TypeVar("T")
 
 # A step touches every lane's shard, and two where a lane passes into the next one; the default of
 # 64 lanes fits twice.
@@ -55,6 +53,7 @@ class ShardReader:
         manifest: Shards,
         *,
         max_pixels: int,
+        max_image_bytes: int | None = None,
         retry_wait: float = 0.5,
         open_shards: int = _OPEN_SHARDS,
     ) -> None:
@@ -63,33 +62,40 @@ class ShardReader:
         Args:
             manifest: of the split, or several joined.
             max_pixels: larger images are a `ContentFault` when decoded.
-            retry_wait: seconds before the second try of a failed read, doubled for the third.
+            max_image_bytes: larger image files are a `ContentFault`, unread; None for no limit.
+            retry_wait: seconds before the second try of a failed read, doubled for each after it.
             open_shards: most files, and most indexes, kept open at a time.
         """
         self.manifest = manifest
         self.max_pixels = max_pixels
-        self._retry_wait = retry_wait
-        self._open_shards = open_shards
+        self.max_image_bytes = max_image_bytes
+        self.patience = Patience(retry_wait)
+        self._files = ShardFiles(manifest, open_shards=open_shards, patience=self.patience)
+        self._open_indexes = open_shards
         self._firsts = np.cumsum([0, *manifest.sizes])
-        self._make_caches()
+        self._make_cache()
 
-    def _make_caches(self) -> None:
-        self._files: LRU[int, int] = LRU(self._open_shards, on_drop=os.close)
-        self._indexes: LRU[int, ShardIndex] = LRU(self._open_shards)
+    def _make_cache(self) -> None:
+        self._indexes: LRU[int, ShardIndex] = LRU(self._open_indexes)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the open files and the indexes behind: another process opens its own."""
+        """Leave the indexes behind: another process reads its own."""
         state = self.__dict__.copy()
-        del state["_files"], state["_indexes"]
+        del state["_indexes"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._make_caches()
+        self._make_cache()
+
+    @property
+    def retried(self) -> int:
+        """How often this process had to ask a disk or a server again."""
+        return self.patience.retried + self.manifest.retried
 
     def close(self) -> None:
         """Close all files; the reader can still be used, and opens them again."""
-        self._files.clear()
+        self._files.close()
         self._indexes.clear()
 
     def read(self, shard: int, record: int) -> RawRecord:
@@ -103,13 +109,15 @@ class ShardReader:
             The record; its data["captions"] is a non-empty list of texts.
 
         Raises:
-            ContentFault: "bad JSON", "invalid UTF-8" or "no captions"; the reader can go on with
-                another record.
+            ContentFault: "bad JSON", "invalid UTF-8", "no captions", "text too large" or "too many
+                bytes"; the reader can go on with another record.
             DataError: the shard or its index cannot be read.
         """
         index = self._index(shard)
         name, key = self.manifest.shards[shard].name, index.key(record)
         try:
+            check_bytes(int(index.image_size[record]), self.max_image_bytes)
+            _check_text(max(int(index.json_size[record]), int(index.txt_size[record])))
             data = _data(
                 self._member(shard, key, index.json_offset[record], index.json_size[record]),
                 self._member(shard, key, index.txt_offset[record], index.txt_size[record]),
@@ -168,32 +176,11 @@ class ShardReader:
                 raise
 
         where = self.manifest.index_where(shard)
-        return self._indexes.get(shard, lambda: self._patiently(where, load))
-
-    def _open(self, shard: int) -> int:
-        def open_() -> int:
-            return os.open(self.manifest.path(shard), os.O_RDONLY | os.O_CLOEXEC)
-
-        return self._files.get(shard, open_)
+        return self._indexes.get(shard, lambda: self.patience(where, load))
 
     def _member(self, shard: int, key: str, offset: np.int64, size: np.int64) -> bytes | None:
         """Read a member that a record may lack."""
-        return None if offset < 0 else self._pread(shard, key, int(offset), int(size))
-
-    def _pread(self, shard: int, key: str, offset: int, size: int) -> bytes:
-        """Read bytes of a shard; `key` names the record that needs them."""
-
-        def read() -> bytes:
-            try:
-                return _read_fully(self._open(shard), offset, size)
-            except OSError:
-                self._files.discard(shard)  # a stale handle stays stale
-                raise
-
-        return self._patiently(f"{self.manifest.where(shard)}: record {key}", read)
-
-    def _patiently(self, where: str, action: Callable[[], T]) -> T:
-        return patiently(where, action, wait=self._retry_wait)
+        return None if offset < 0 else self._files.member(shard, key, int(offset), int(size))
 
 
 def _together(fetch: Callable[[int], Path], shards: list[int]) -> None:
@@ -206,16 +193,9 @@ def _together(fetch: Callable[[int], Path], shards: list[int]) -> None:
             list(pool.map(fetch, shards))
 
 
-def _read_fully(descriptor: int, offset: int, size: int) -> bytes:
-    """Read exactly `size` bytes; one `pread` returns 2 GiB at most, and less on a signal."""
-    parts = []
-    while size > 0:
-        part = os.pread(descriptor, size, offset)
-        if not part:
-            raise OSError(f"the file ends {size} bytes too early")
-        parts.append(part)
-        offset, size = offset + len(part), size - len(part)
-    return b"".join(parts)
+def _check_text(size: int) -> None:
+    if not 0 <= size <= MOST_TEXT:
+        raise ContentFault("text too large", detail=f"{size} bytes")
 
 
 def _data(json_member: bytes | None, text_member: bytes | None) -> dict[str, Any]:

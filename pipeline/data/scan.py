@@ -14,7 +14,14 @@ import numpy as np
 
 from pipeline.data.faults import ContentFault
 from pipeline.data.images import EXTENSIONS
-from pipeline.data.index import Ints, ShardIndex, captions_of, text_bytes_of
+from pipeline.data.index import (
+    MOST_TEXT,
+    Ints,
+    ShardIndex,
+    captions_of,
+    key_of,
+    text_bytes_of,
+)
 from pipeline.errors import DataError
 
 _COMPRESSED = {
@@ -56,7 +63,8 @@ def build_index(tar: Path) -> tuple[ShardIndex, list[ContentFault]]:
 
     Returns:
         The index, and what is not in it: keys without image or without text, second members of a
-        key and kind, links, sparse members, and names that are absolute or contain `..`.
+        key and kind, texts of more than 16 MiB, links, sparse members, and names that are absolute
+        or contain `..`.
 
     Raises:
         DataError: it cannot be read as a tar, or is cut short.
@@ -123,18 +131,19 @@ def _add_member(
     """Note one member under its key; the reason where that is not possible."""
     if member.isdir():
         return None
-    folder, slash, name = member.name.rpartition("/")
-    stem, _, extension = name.partition(".")
+    key, extension = key_of(member.name)
     extension = extension.lower()
     kind = "image" if extension in EXTENSIONS else extension
-    if kind not in ("image", "json", "txt") or not stem:
+    if kind not in ("image", "json", "txt") or not key or key.endswith("/"):
         return None  # other data of the record, or a hidden file
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         return "unsafe member name"
     if not member.isreg() or member.issparse():
         return "link or sparse member"
-    record = records.setdefault(folder + slash + stem, _Record())
+    if kind != "image" and member.size > MOST_TEXT:
+        return "text too large"
+    record = records.setdefault(key, _Record())
     if kind in record.places:
         return "duplicate member"
     record.places[kind] = (member.offset_data, member.size)

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from torch.utils.data import DataLoader
-
 from pipeline.assemble import CaptionModel, build_caption_model, check_adapters, check_stop
 from pipeline.captioning import caption_batches
 from pipeline.config import Config
@@ -21,6 +19,7 @@ from pipeline.data.collate import Batch
 from pipeline.data.files import atomic_file, make_folder
 from pipeline.data.image_files import FileBatch, FileDataset, Found, find_images
 from pipeline.data.loader import DecodedImages
+from pipeline.data.workers import LoadedAhead
 from pipeline.dist import World, gather_json, on_main
 from pipeline.engine import dtype_of, resolve_precision
 from pipeline.errors import ConfigError, DataError
@@ -101,6 +100,7 @@ def _dataset(config: Config, built: CaptionModel, found: Found, world: World) ->
         transform=source.transform,
         image_size=source.image_size,
         max_pixels=config.data.max_pixels,
+        max_image_bytes=config.data.max_image_bytes,
         shown=frozenset(found.names[: config.caption.shown]),
         picture=thumbnail,
     )
@@ -108,8 +108,7 @@ def _dataset(config: Config, built: CaptionModel, found: Found, world: World) ->
 
 def _batches(config: Config, dataset: FileDataset, seen: FileBatch) -> Iterator[Batch]:
     """The prompts, loaded ahead; faults and pictures gather in `seen`."""
-    workers = min(config.data.workers, len(dataset))
-    loader: DataLoader[FileBatch] = DataLoader(dataset, batch_size=None, num_workers=workers)
+    loader = LoadedAhead(dataset, range(len(dataset)), workers=config.data.workers)
     began = time.perf_counter()
     for done, loaded in enumerate(loader, start=1):
         seen.faults |= loaded.faults

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from pipeline.models.decoder import Decoder
 from pipeline.models.linear import linear_maps
@@ -63,6 +64,23 @@ class LinearAffines(nn.Module):
             assert isinstance(affines, nn.ModuleDict)
             for name, linear in linear_maps(layer.module).items():
                 linear.register_forward_hook(_Behind(affines[_key(name)]))
+
+    @torch.no_grad()
+    def merge_into(self, decoder: Decoder) -> None:
+        """Folds each into a linear map that it is not attached to, in place; needs whole weights.
+
+        y = scale * (W x + b + bias) is a linear map again, with a bias.
+        """
+        for layer, affines in zip(decoder.layers, self.layers, strict=True):
+            assert isinstance(affines, nn.ModuleDict)
+            for name, linear in linear_maps(layer.module).items():
+                affine: Any = affines[_key(name)]
+                weight: Any = linear.weight
+                rows = weight.T if isinstance(linear, Conv1D) else weight  # (out, in), a view
+                old: Any = 0.0 if linear.bias is None else linear.bias
+                bias = affine.scale * (old + affine.bias)
+                rows.mul_(affine.scale[:, None])
+                linear.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
 
 
 class _Behind:

@@ -136,7 +136,7 @@ def load_clip(cfg: EncoderConfig, *, seed: int = 0) -> Clip:
     described = architecture(cfg.arch)
     text: dict[str, Any] = described.get("text_cfg", {})
     try:
-        tokenizer = open_clip.get_tokenizer(cfg.arch)
+        tokenizer = clip_tokenizer(cfg.arch)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"encoder.arch: {cfg.arch}: its tokenizer cannot be loaded ({first_line(error)}); "
@@ -151,6 +151,15 @@ def load_clip(cfg: EncoderConfig, *, seed: int = 0) -> Clip:
         image_size=image_size(model),
         context_length=context,
     )
+
+
+def clip_tokenizer(arch: str) -> Any:
+    """open_clip's tokenizer of an architecture, callable; code that lies beside one is not run."""
+    text: dict[str, Any] = architecture(arch).get("text_cfg", {})
+    by_transformers = arch.startswith(HUB) or text.get("hf_tokenizer_name")
+    # Ours overrules what the folder's own config may say.
+    options = {"trust_remote_code": False} if by_transformers else {}
+    return open_clip.get_tokenizer(arch, **options)
 
 
 def load_image_encoder(cfg: EncoderConfig, *, seed: int = 0) -> tuple[ImageEncoder, Transform]:

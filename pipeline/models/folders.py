@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import EncoderConfig, STConfig
+from pipeline.models.encoder import clip_tokenizer
 from pipeline.models.encoder_sketch import check_encoder
 from pipeline.models.scratch import CLIP_CONFIG, save_clip
 
@@ -52,7 +53,7 @@ def write_clip(cfg: EncoderConfig, clip: nn.Module, folder: Path) -> None:
         model_cfg["quick_gelu"] = True
     config = {"model_cfg": model_cfg, "preprocess_cfg": open_clip.get_model_preprocess_cfg(clip)}
     (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    tokenizer = open_clip.get_tokenizer(cfg.arch)
+    tokenizer = clip_tokenizer(cfg.arch)
     if hasattr(tokenizer, "save_pretrained"):  # open_clip's own one needs no files
         tokenizer.save_pretrained(folder)
     save_clip(clip, folder)

@@ -81,7 +81,9 @@ def _skeleton(
     """The model without values. Raises ConfigError where it is no causal language model."""
     try:
         with no_init_weights(), placement.skeleton():
-            model: PreTrainedModel = _AutoModel.from_config(config, dtype=dtype)
+            model: PreTrainedModel = _AutoModel.from_config(
+                config, dtype=dtype, trust_remote_code=False
+            )
     except ValueError as error:
         raise ConfigError(
             f"llm.path: {cfg.path} is a {config.model_type}, no causal language model; name one"
@@ -147,7 +149,9 @@ def load_tokenizer(cfg: LLMConfig) -> PreTrainedTokenizerBase:
     """
     _check_path(cfg.path)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(cfg.path)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            cfg.path, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         if not Path(cfg.path).is_dir():
             raise _unreachable(cfg.path, error) from error
@@ -258,9 +262,16 @@ def _config_on_hub(path: str) -> PretrainedConfig | ConfigError:
 
 def _read_config(path: str) -> PretrainedConfig | ConfigError:
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         return _unreachable(path, error)
+    for part in (config, config.get_text_config()):
+        named = str(part._attn_implementation)
+        if "/" in named:
+            return ConfigError(
+                f"llm.path: the config.json of {path} names attention code of the hub ({named}), "
+                "which would be fetched and run; remove attn_implementation there"
+            )
     return config
 
 

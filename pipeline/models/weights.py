@@ -124,6 +124,11 @@ def weight_files(path: str, locate: Locate) -> list[Path]:
 
 
 def _shard(path: str, name: str, locate: Locate) -> Path:
+    if Path(name).name != name:
+        raise ConfigError(
+            f"llm.path: {path}: its index names {name!r}, which is no file of that folder; fetch "
+            "the model again"
+        )
     file = locate(name)
     if file is None:
         raise ConfigError(f"llm.path: {path}: the shard {name} is missing; fetch the model again")

@@ -38,6 +38,8 @@ def load_whole(
         config=like.config,
         state_dict=None if tensors is None else dict(tensors),
         dtype=like.dtype,
+        trust_remote_code=False,
+        weights_only=True,
         output_loading_info=True,
         **options,
     )

@@ -60,6 +60,7 @@ def read(
         transform=blank,
         image_size=2,
         max_pixels=100_000,
+        max_image_bytes=10**6,
         shown=frozenset(found.names[:shown]),
         picture=lambda image: "x" * min(image.size),
     )

@@ -1,6 +1,9 @@
 """From the plan to micro-batches: the same data on any ranks and workers, faults counted."""
 
+import os
+import pickle
 from collections import Counter
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.data import disk
 from pipeline.data.collate import LanguageCollator
 from pipeline.data.faults import ContentFault
 from pipeline.data.features import CachedFeatures, encode_shards, feature_files
@@ -174,3 +178,64 @@ def test_features_are_computed_once_and_read_back(manifest: Manifest, tmp_path: 
                 continue
             torch.testing.assert_close(cached(reader, raw, shard, record), expected)
     assert faults == 2
+    cached_again = pickle.loads(pickle.dumps(cached))
+    assert torch.equal(cached_again(reader, raw, shard, record), cached(reader, raw, shard, record))
+
+
+def cut_short(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def of_another_shape(file: Path) -> None:
+    np.save(file, np.zeros(3, dtype=np.float32))
+
+
+def of_another_shard(file: Path) -> None:
+    np.save(file, np.zeros((0, 5), dtype=np.float32))
+
+
+def of_objects(file: Path) -> None:
+    np.save(file, np.array([Attack()] * 9), allow_pickle=True)
+
+
+def of_nothing(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+class Attack:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/eim-attack-ran; exit 1",)
+
+
+@pytest.mark.parametrize(
+    "harm", [cut_short, of_another_shape, of_another_shard, of_objects, of_nothing, Path.unlink]
+)
+def test_cached_features_that_are_no_longer_ours_are_an_error(
+    manifest: Manifest, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    (file,) = feature_files(tmp_path, 1)
+    np.save(file, np.zeros((9, 5), dtype=np.float32))
+    harm(file)
+    reader = ShardReader(manifest, max_pixels=10_000, retry_wait=0.0)
+    with pytest.raises(DataError, match=r"cached features .*shard-000000\.npy .*5 tries"):
+        CachedFeatures([file])(reader, reader.read(0, 0), 0, 0)
+    assert not Path("/tmp/eim-attack-ran").exists()
+
+
+def test_cached_features_are_read_again_when_the_disk_fails_once(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = feature_files(tmp_path, 1)
+    np.save(file, np.arange(45, dtype=np.float32).reshape(9, 5))
+    reader = ShardReader(manifest, max_pixels=10_000, retry_wait=0.0)
+    raw, cached = reader.read(0, 3), CachedFeatures([file])
+    real, calls = disk.read_at, iter(range(99))
+
+    def read_at(*arguments: int) -> bytes:
+        if next(calls) % 3 == 0:
+            raise OSError(5, "Input/output error")
+        return real(*arguments)
+
+    monkeypatch.setattr(disk, "read_at", read_at)
+    assert cached(reader, raw, 0, 3).tolist() == [15, 16, 17, 18, 19]
+    assert reader.retried > 0

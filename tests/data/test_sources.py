@@ -242,7 +242,7 @@ def test_images_on_a_failing_disk_are_tried_again_and_then_fatal(flickr, monkeyp
     limit = 2
     assert prepare(flickr, report=lambda _: None)["train"].records == 1
     limit = 99
-    with pytest.raises(DataError, match=r"a.jpg: cannot be read after 3 tries \(Input/output"):
+    with pytest.raises(DataError, match=r"a.jpg: cannot be read after 5 tries \(Input/output"):
         prepare(replace(flickr, out=f"{flickr.out}2"), report=lambda _: None)
 
 

@@ -26,10 +26,16 @@ def launch(
     variables: of the environment, besides and over those that all tests set.
     """
     command = {
-        "deepspeed": [str(BIN / "deepspeed"), "--master_port", _port(), "--num_gpus", str(ranks)],
+        "deepspeed": [
+            str(BIN / "deepspeed"),
+            "--master_port",
+            free_port(),
+            "--num_gpus",
+            str(ranks),
+        ],
         "torchrun": [
             *(str(BIN / "torchrun"), "--nproc-per-node", str(ranks)),
-            *("--master-port", _port()),
+            *("--master-port", free_port()),
         ],
         "python": [sys.executable],
     }[launcher]
@@ -58,7 +64,8 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout
 
 
-def _port() -> str:
+def free_port() -> str:
+    """A TCP port that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
 
 from pipeline.config import PHASES
+from pipeline.conversion import convert
 from pipeline.export_files import ExportTensors
+from pipeline.recipe import load_recipe
 from tests.dist.launch import launch, succeeded
 from tests.tiny import TIGHT_ZERO3, write_recipe
 
@@ -180,3 +183,20 @@ def test_the_terminal_shows_one_line_a_step_and_a_summary(runs: Path) -> None:
     for part in ("step 1/4", "loss", "samples/s", "tokens/s", "data wait"):
         assert part in line
     assert "summary.json; TensorBoard:" in output
+
+
+def test_exports_of_every_zero_stage_leave_for_transformers(runs: Path, tmp_path: Path) -> None:
+    found = []
+    for name in ("whole", "zero1"):
+        export = runs / name / "llm_tune" / "export"
+        config = load_recipe([f"recipe={export / 'config.yaml'}"])
+        convert(config, export, tmp_path / name)
+        found.append(AutoModelForCausalLM.from_pretrained(tmp_path / name / "llm").state_dict())
+        tuned = ExportTensors(export)
+        assert all(torch.equal(found[-1][n[4:]], tuned[n]) for n in tuned if n.startswith("llm."))
+        card = (tmp_path / name / "README.md").read_text()
+        assert "* data: 40 records, fingerprint " in card
+    three, one = found
+    assert three.keys() == one.keys()
+    for name, value in three.items():
+        torch.testing.assert_close(one[name], value, atol=1e-4, rtol=1e-3)

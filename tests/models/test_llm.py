@@ -159,7 +159,7 @@ def test_a_folder_that_is_no_model_and_one_without_weights(tmp_path: Path) -> No
 
 
 def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **options: object) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'\nmore lines")
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
@@ -193,5 +193,5 @@ def test_a_hub_name_is_read_from_its_files(tmp_path: Path, monkeypatch: pytest.M
         return str(tmp_path / file)
 
     monkeypatch.setattr("pipeline.models.llm.hf_hub_download", download)
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda _: model.config)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **options: model.config)
     assert_equal(load(Path("someone/tiny")), model)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.faults import ContentFault
-from pipeline.data.files import LASTING, patiently
+from pipeline.data.files import LASTING, Patience
 from pipeline.data.images import image_extension
 
 ImageBytes = tuple[bytes, str]
@@ -50,7 +50,7 @@ class FileImage:
             DataError: the file system failed several times.
             ContentFault: it is no regular file, or in none of the formats that `images.py` decodes.
         """
-        data = patiently(self.path, self._read, lasting=LASTING)
+        data = Patience()(self.path, self._read, lasting=LASTING)
         extension = image_extension(data)
         if extension is None:
             raise ContentFault("not an image", detail=f"{self.path.name} starts {data[:8]!r}")
