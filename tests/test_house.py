@@ -22,6 +22,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     2: (  # pure scores
         "evaluation.captions",
         "evaluation.java",
+        "evaluation.mme",
         "evaluation.options",
         "evaluation.retrieval",
         "evaluation.scienceqa",
@@ -54,6 +55,7 @@ _SCORES = LAYERS[2]
 ONLY: dict[str, tuple[str, ...]] = {
     "evaluation.captions": ("errors", "config", *_SCORES),
     "evaluation.java": ("errors", "config", *_SCORES),
+    "evaluation.mme": ("errors", "config", *_SCORES),
     "evaluation.options": ("errors", "config", *_SCORES),
     "evaluation.retrieval": ("errors", "config", *_SCORES),
     "evaluation.spice": ("errors", "config", *_SCORES),
