@@ -76,10 +76,11 @@ class ScienceQAConfig:
 class PrepareConfig(RemoteConfig):
     """One data set to be written as shards, or shards of others to be indexed."""
 
-    # coco, flickr8k, folder, scenes, scienceqa, or webdataset (shards of others)
+    # coco, flickr8k, folder, mme, scenes, scienceqa, or webdataset (shards of others)
     source: str = ""
     out: str = path()  # folder; each split becomes a sub-folder
-    # coco, flickr8k, folder: the image folder; scienceqa: the folder above train/, val/ and test/
+    # coco, flickr8k, folder: the image folder; scienceqa: the folder above train/, val/ and test/;
+    # mme: the benchmark's folder, with the questions too
     images: str = path()
     # coco: annotation JSON files
     annotations: list[str] = field(default_factory=list, metadata={"path": True})

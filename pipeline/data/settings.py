@@ -15,6 +15,7 @@ from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.remote import is_remote
 from pipeline.data.sources.coco import coco_list_files
 from pipeline.data.sources.flickr8k import split_list_files
+from pipeline.data.sources.mme import question_files
 from pipeline.errors import DataError
 
 SETTINGS_NAME = "prepare.json"
@@ -126,4 +127,6 @@ def _input_files(cfg: PrepareConfig) -> list[Path]:
         files += split_list_files(Path(cfg.split_lists).expanduser()).values()
     if cfg.source == "coco" and cfg.split_lists:
         files += coco_list_files(Path(cfg.split_lists).expanduser()).values()
+    if cfg.source == "mme":
+        files += question_files(Path(cfg.images).expanduser())
     return files
