@@ -76,16 +76,18 @@ class ScienceQAConfig:
 class PrepareConfig(RemoteConfig):
     """One data set to be written as shards, or shards of others to be indexed."""
 
-    # coco, flickr8k, folder, mme, scenes, scienceqa, or webdataset (shards of others)
+    # coco, flickr8k, folder, instruct, mme, scenes, scienceqa, or webdataset (shards of others)
     source: str = ""
     out: str = path()  # folder; each split becomes a sub-folder
     # coco, flickr8k, folder: the image folder; scienceqa: the folder above train/, val/ and test/;
-    # mme: the benchmark's folder, with the questions too
+    # mme: the benchmark's folder, with the questions too; instruct: where image names start from
     images: str = path()
-    # coco: annotation JSON files
+    # coco: annotation JSON files; instruct: files of conversations, .json or .jsonl
     annotations: list[str] = field(default_factory=list, metadata={"path": True})
     karpathy: str = path()  # coco: dataset_coco.json, whose splits (and sentences) are used
-    split: str = "train"  # coco without karpathy and lists, folder without a column, webdataset
+    # coco without karpathy and lists, folder without a column, instruct, webdataset
+    split: str = "train"
+    held_out: float = not_negative(0.0)  # instruct: share of the conversations that goes to `val`
     # flickr8k: captions.txt; folder: a .csv, .tsv, .jsonl or .json file; scienceqa: captions.json,
     # may be left out
     captions: str = path()

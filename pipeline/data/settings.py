@@ -27,6 +27,7 @@ _OWN = {
     "folder": ("image_column", "caption_column", "split_column"),
     "scenes": ("style", "wording", "image_size"),
     "scienceqa": ("resplit",),
+    "instruct": ("held_out",),
 }
 
 
@@ -118,6 +119,8 @@ def _input_files(cfg: PrepareConfig) -> list[Path]:
     names: list[str] = []
     if cfg.source == "coco":
         names = [cfg.karpathy] if cfg.karpathy else list(cfg.annotations)
+    elif cfg.source == "instruct":
+        names = list(cfg.annotations)
     elif cfg.source in ("flickr8k", "folder"):
         names = [cfg.captions]
     elif cfg.source == "scienceqa":
