@@ -26,7 +26,7 @@ from pipeline.models.placement import Placement
 from pipeline.models.scratch import create_clip, create_llm, save_clip, save_llm, train_tokenizer
 from pipeline.run import export_folder, learnt_values, run_phase
 from pipeline.splits import Split, open_training
-from pipeline.tasks import QUESTIONS, all_texts, task_settings
+from pipeline.tasks import CAPTIONS, all_texts, task_settings
 
 log = logging.getLogger("pipeline")
 
@@ -107,8 +107,8 @@ def _made_by(derived: Config) -> str:
 
 
 def _asked(config: Config) -> list[object]:
-    """How questions are put, where there are some."""
-    return task_settings(config) if config.data.task == QUESTIONS else []
+    """How questions and conversations are put, where there are some."""
+    return [] if config.data.task == CAPTIONS else task_settings(config)
 
 
 def _check_existing(out: Path, found: str | None, made_by: str) -> None:

@@ -214,7 +214,7 @@ def _check_fields(section: Any, prefix: str) -> None:
         for name, entry in entries(value):
             _check_fields(entry, prefix=f"{key}{name}.")
         choices = field.metadata.get("choices")
-        if choices and value not in choices:
+        if choices and value is not None and value not in choices:
             raise ConfigError(f"{key}={value!r} is unknown; {nearest(str(value), choices)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key}={value} must be a finite number")

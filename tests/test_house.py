@@ -29,7 +29,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "evaluation.spice",
     ),
     3: ("data", "models"),
-    4: ("losses", "phases", "averages", "tasks"),
+    4: ("losses", "phases", "averages", "talks", "tasks"),
     5: ("zero", "engine", "checkpoint", "memory"),
     6: ("objectives", "validation", "captioning"),
     7: ("trainer", "callbacks", "splits", "assemble"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pipeline.config.data import (
     TASK_DEFAULTS,
     DataConfig,
+    InstructConfig,
     MixConfig,
     PrepareConfig,
     RemoteConfig,
@@ -20,6 +21,7 @@ from pipeline.config.jobs import (
     CaptionConfig,
     EvaluateConfig,
     ExportConfig,
+    MMEConfig,
     PretrainConfig,
     ScratchConfig,
 )
@@ -53,12 +55,14 @@ __all__ = [
     "EncoderConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "InstructConfig",
     "LLMConfig",
     "LLMTuneConfig",
     "LavinConfig",
     "LlamaAdapterConfig",
     "LoRAConfig",
     "MMAdapterConfig",
+    "MMEConfig",
     "MixConfig",
     "PhaseConfig",
     "PrepareConfig",
@@ -95,6 +99,8 @@ class Config:
     llama_adapter: LlamaAdapterConfig = field(default_factory=LlamaAdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     scienceqa: ScienceQAConfig = field(default_factory=ScienceQAConfig)
+    instruct: InstructConfig = field(default_factory=InstructConfig)
+    mme: MMEConfig = field(default_factory=MMEConfig)
     encoder_adapt: EncoderAdaptConfig = field(default_factory=EncoderAdaptConfig)
     st_align: STAlignConfig = field(default_factory=STAlignConfig)
     llm_tune: LLMTuneConfig = field(default_factory=LLMTuneConfig)

@@ -9,7 +9,12 @@ from pipeline.config.fields import not_negative, one_of, path, positive
 
 # What a task wants where the recipe does not say; before the recipe, after the defaults below.
 TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"captions": {}, "scienceqa": {"data": {"max_tokens": 640}}}
+    {
+        "captions": {},
+        "scienceqa": {"data": {"max_tokens": 640}},
+        "instruct": {"data": {"max_tokens": 1024}},
+        "mme": {"data": {"max_tokens": 256}},
+    }
 )
 
 
@@ -41,15 +46,17 @@ class RemoteConfig:
 class DataConfig(RemoteConfig):
     """Where the records are and how they are read."""
 
-    # what an LM learns of a record: its captions, or to answer its question (see `scienceqa`)
-    task: str = one_of("captions", "captions", "scienceqa")
+    # what an LM learns of a record: its captions, to answer its question (see `scienceqa`), the
+    # answers of its conversation (see `instruct`), or yes and no to MME's questions
+    task: str = one_of("captions", *TASK_DEFAULTS)
     shards: str = path()  # folder, or http(s):// or s3:// URL, with a sub-folder for each split
     mix: list[MixConfig] = field(default_factory=list)  # trained on instead of shards' train_split
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"
-    # longest text in tokens, EOS included; the rest is cut, counted. Of a question's row it counts
-    # all positions, image slots too, and is 640 by default
+    # longest text in tokens, EOS included; the rest is cut, counted. Of questions and conversations
+    # it counts all positions of a row, image slots too: 640 by default for scienceqa, 1024 for
+    # instruct, 256 for mme
     max_tokens: int = positive(64)
     lanes: int = positive(64)  # the plan's parallel streams; part of the data order
     window: int = positive(1024)  # records shuffled together within a lane
@@ -70,6 +77,16 @@ class ScienceQAConfig:
     wording: str = one_of("scienceqa", "scienceqa", "lavin")  # "Answer:", or LaVIN's "Response:"
     use_caption: bool = False  # a captioner's words on the image are part of the context
     answer_weight: float = positive(1.0)  # in the loss, of "The answer is A."; all else counts 1
+
+
+@dataclass
+class InstructConfig:
+    """How conversations are put (`data.task: instruct` and `mme`)."""
+
+    # "Instruction: ... Response: ..." of LaVIN, or the chat template that the LLM's tokenizer has
+    template: str = one_of("lavin", "lavin", "tokenizer")
+    # what the captions of a record without conversation answer, where a set of them is mixed in
+    caption_question: str = "Describe this image in one sentence."
 
 
 @dataclass

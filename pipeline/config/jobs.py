@@ -2,15 +2,20 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.config.fields import not_negative, path, positive
+from pipeline.config.data import TASK_DEFAULTS
+from pipeline.config.fields import not_negative, null_or_one_of, path, positive
 from pipeline.config.phases import EncoderAdaptConfig, LLMTuneConfig
 
 
 @dataclass
 class EvaluateConfig:
-    """Captioning of a split and its scores."""
+    """Captioning of a split, or answering of its questions, and the scores."""
 
     split: str = "test"
+    # what is scored where it is not what the model learnt: another data.task, and its shards
+    # (a folder as data.shards); null = the recipe's own
+    task: str | None = null_or_one_of(*TASK_DEFAULTS)
+    shards: str | None = path(None)
     # null loads the whole model on every rank, which is many times faster; zero3 partitions one
     # that does not fit (stages below 3 partition nothing that inference has)
     ds_config: str | None = path(None)
@@ -27,6 +32,13 @@ class EvaluateConfig:
     )
     # folder of SPICE's jars; null = pycocoevalcap's own, if there
     spice_models: str | None = path(None)
+
+
+@dataclass
+class MMEConfig:
+    """How MME's questions are answered (`task=mme`), greedily; 20 tokens as LaVIN's own script."""
+
+    max_new_tokens: int = positive(20)
 
 
 @dataclass

@@ -4,7 +4,7 @@ LaVIN's words, or the chat template that comes with a tokenizer. Every answer en
 ends generation, and that is a target too. Where an image goes is the family's business.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,16 +53,21 @@ class LavinTemplate:
     def __call__(self, conversation: Conversation) -> list[ExchangeTokens]:
         """Raises nothing."""
         eos = int(self.tokenizer.eos_token_id)
-        found: list[ExchangeTokens] = []
+        found = []
+        for prompt, answer in self.words(conversation):
+            asked = tuple(encode(self.tokenizer, prompt))
+            said = (*continuation(self.tokenizer, prompt, answer), eos) if answer else ()
+            found.append(ExchangeTokens(asked, said))
+        return found
+
+    @staticmethod
+    def words(conversation: Conversation) -> Iterator[tuple[str, str]]:
+        """Each exchange as what comes before its answer, and the answer ("" while it is open)."""
         before = f"{conversation.system}\n" if conversation.system else ""
         for each in conversation.exchanges:
-            prompt, before = f"{before}Instruction: {each.question}\nResponse:", ""
-            asked = tuple(encode(self.tokenizer, prompt))
-            if each.answer is None:
-                return [*found, ExchangeTokens(asked)]
-            said = continuation(self.tokenizer, prompt, f" {each.answer}")
-            found.append(ExchangeTokens(asked, (*said, eos)))
-        return found
+            answer = "" if each.answer is None else f" {each.answer}"
+            yield f"{before}Instruction: {each.question}\nResponse:", answer
+            before = ""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def test_an_earlier_part_of_a_conversation_has_the_same_tokens() -> None:
 
 
 def test_a_tokenizer_that_cannot_is_named() -> None:
-    with pytest.raises(ConfigError, match="has no chat template; use instruct.template=lavin"):
+    with pytest.raises(ConfigError, match=r"has no chat template; use instruct\.template=lavin"):
         chat_template("tokenizer", byte_level(), [0])
     rewriting = byte_level()
     rewriting.chat_template = FORGETS
@@ -117,5 +117,5 @@ def test_an_answer_must_end_where_generation_stops() -> None:
 
 
 def test_a_turn_that_a_template_refuses_is_a_fault_of_its_record() -> None:
-    with pytest.raises(ContentFault, match="refuses the conversation .no system"):
+    with pytest.raises(ContentFault, match=r"refuses the conversation \(no system"):
         own("llama")(Conversation((Exchange("A?", "B."),), system="Be brief."))
