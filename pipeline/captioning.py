@@ -1,10 +1,11 @@
-"""Captions for batches of images: generation on every rank, texts by record key.
+"""Generation on every rank: what a model goes on with behind batches of prompts.
 
 Works on a model under ZeRO-3 (`synced`: every rank generates equally often, dummies included) and
 on a plain one. Knows nothing about scores or files.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +17,20 @@ from pipeline.models.llm import context_length
 from pipeline.models.multimodal import MultimodalLM
 
 
-def caption_batches(
+@dataclass(frozen=True)
+class Continued:
+    """A batch of prompts, on the model's device, and what was generated behind each record's.
+
+    Attributes: texts: as they were decoded, in the order of `batch.keys`, none for a dummy; ended:
+    whether a text came to its end, or was cut at the most tokens that were allowed.
+    """
+
+    batch: LanguageBatch
+    texts: list[str]
+    ended: list[bool]
+
+
+def continuations(
     model: MultimodalLM,
     batches: Iterable[Batch],
     tokenizer: PreTrainedTokenizerBase,
@@ -25,9 +39,8 @@ def caption_batches(
     device: torch.device,
     dtype: torch.dtype,
     synced: bool = False,
-) -> dict[str, str]:
-    """Record key -> generated caption, for this rank's prompt batches (one row a record)."""
-    captions: dict[str, str] = {}
+) -> Iterator[Continued]:
+    """Greedy or beam search behind this rank's prompt batches (one row a record), one by one."""
     ends = end_ids(tokenizer, settings.stop)
     context = context_length(model.llm.config)
     for batch in batches:
@@ -45,9 +58,28 @@ def caption_batches(
             eos_token_id=ends,
             pad_token_id=ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
             synced_gpus=synced,
-        )
+        )[: len(moved.keys)]
+        ended = torch.isin(tokens, torch.tensor(ends, device=tokens.device)).any(1)
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        for key, text in zip(moved.keys, texts, strict=False):
+        yield Continued(moved, texts, ended.tolist())
+
+
+def caption_batches(
+    model: MultimodalLM,
+    batches: Iterable[Batch],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvaluateConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    synced: bool = False,
+) -> dict[str, str]:
+    """Record key -> generated caption in one line, for this rank's prompt batches."""
+    captions: dict[str, str] = {}
+    for each in continuations(
+        model, batches, tokenizer, settings, device=device, dtype=dtype, synced=synced
+    ):
+        for key, text in zip(each.batch.keys, each.texts, strict=True):
             captions[key] = " ".join(text.split())
     return captions
 

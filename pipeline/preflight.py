@@ -39,14 +39,15 @@ from pipeline.models.placement import Blueprint
 from pipeline.models.st import build_st
 from pipeline.phases import encoder_groups, phases_before
 from pipeline.splits import open_split, open_training
-from pipeline.tasks import QUESTIONS, question_format
+from pipeline.tasks import QUESTIONS, check_answering, question_format
 
 Check = Callable[[Config, World, str], None]
 
 
 def check_scores(config: Config) -> None:
-    """Unknown metrics, and Java where they need it; answers to questions need neither."""
+    """Metrics that are known, with Java where they need it; a way to answer questions."""
     if config.data.task == QUESTIONS:
+        check_answering(config)
         return
     check_metrics(config.evaluate.metrics)
 

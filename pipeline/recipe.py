@@ -19,12 +19,13 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pipeline.config import (
     PARTS,
     PHASES,
-    TASK_DEFAULTS,
     Config,
     EncoderAdaptConfig,
     LLMTuneConfig,
     PhaseConfig,
     PrepareConfig,
+    ScienceQAConfig,
+    task_defaults,
 )
 from pipeline.ds_config import check_ds_config, check_inference_config
 from pipeline.errors import ConfigError
@@ -163,9 +164,18 @@ def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
 
 
 def _task_defaults(*sources: DictConfig) -> DictConfig:
-    """What `data.task` wants where nobody says otherwise; an unknown task is found later."""
-    task = OmegaConf.select(OmegaConf.merge(*sources), "data.task", default="captions")
-    return OmegaConf.create(dict(TASK_DEFAULTS.get(str(task), {})))
+    """What the tasks want where nobody says otherwise; an unknown one is found later.
+
+    Evaluation follows `evaluate.task` where that is another than what is learnt, `data.task`.
+    """
+    merged = OmegaConf.merge(*sources)
+    learnt = OmegaConf.select(merged, "data.task", default="captions")
+    asked = OmegaConf.select(merged, "evaluate.task") or learnt
+    form = OmegaConf.select(merged, "scienceqa.format", default=ScienceQAConfig.format)
+    wants = dict(task_defaults(str(learnt), str(form)))
+    if asked != learnt:
+        wants["evaluate"] = task_defaults(str(asked), str(form)).get("evaluate", {})
+    return OmegaConf.create(wants)
 
 
 def _check_keys(node: Any, schema: Any, *, where: str, prefix: str = "") -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config import Config
 from pipeline.data.prompts import CaptionRows, MakeRows, PromptRows, Row, row_of
 from pipeline.data.reader import RawRecord
-from pipeline.data.scienceqa_prompts import Problem, PromptFormat
+from pipeline.data.scienceqa_prompts import LETTERS, Problem, PromptFormat
 from pipeline.data.scienceqa_rows import AskingRows, QuestionRows, ScoringRows, TrainingRows
 from pipeline.errors import ConfigError
 from pipeline.models.families import family
@@ -26,11 +26,13 @@ CAPTIONS, QUESTIONS = "captions", "scienceqa"
 def scored(config: Config) -> Config:
     """The recipe as evaluation reads it: with the task and the shards of `evaluate`, where given.
 
-    What was trained, and its fingerprint, is the business of the recipe as it is.
+    What was trained, and its fingerprint, is the business of the recipe as it is. Shards that are
+    not named are those that the recipe prepares from the source called like the task.
     """
     task, shards = config.evaluate.task, config.evaluate.shards
-    data = replace(config.data, task=task or config.data.task, shards=shards or config.data.shards)
-    return replace(config, data=data)
+    prepared = (each.out for each in config.prepare.values() if each.source == task)
+    shards = shards or next(prepared, None) or config.data.shards
+    return replace(config, data=replace(config.data, task=task or config.data.task, shards=shards))
 
 
 def training_rows(config: Config, tokenizer: PreTrainedTokenizerBase) -> MakeRows:
@@ -90,6 +92,48 @@ def question_format(config: Config) -> PromptFormat:
         )
     except ConfigError as error:
         raise ConfigError(f"scienceqa.format: {error}") from error
+
+
+def check_answering(config: Config) -> None:
+    """Raises ConfigError where questions cannot be answered in the way of `evaluate.answers`."""
+    if config.data.task != QUESTIONS:
+        return
+    if config.evaluate.answers == "likelihood" and not question_format(config).answers_first:
+        raise ConfigError(
+            f"scienceqa.format={config.scienceqa.format} explains before it answers, so options "
+            "cannot be compared in the answer's place; set evaluate.answers=generate, or a format "
+            "that ends in -A, -AL, -AE or the like"
+        )
+
+
+def way_of_answering(config: Config) -> str:
+    """How questions are put and answered, in words: equal only where scores can be compared."""
+    asked, settings = config.scienceqa, config.evaluate
+    captions = ", with the image's caption" if asked.use_caption else ""
+    put = f"{asked.format} in {asked.wording}'s words{captions}"
+    if settings.answers == "likelihood":
+        return f"the likeliest option; {put}"
+    search = "greedy" if settings.beams == 1 else f"{settings.beams} beams"
+    stop = "" if settings.stop is None else f", up to {settings.stop!r}"
+    return f"generated, {search}, at most {settings.max_new_tokens} tokens{stop}; {put}"
+
+
+def question_text(config: Config, raw: RawRecord) -> str:
+    """What is asked of a record, with the choices; nothing where the task is captions.
+
+    Raises ContentFault where the record holds no problem.
+    """
+    if config.data.task != QUESTIONS:
+        return ""
+    problem = Problem.of(raw.data)
+    return " ".join(
+        [problem.question, *(choice_text(problem, i) for i in range(len(problem.choices)))]
+    )
+
+
+def choice_text(problem: Problem, index: int) -> str:
+    """A choice with its letter, as prompts show it: "(B) Louisiana"."""
+    return f"({LETTERS[index]}) {problem.choices[index]}"
 
 
 def task_settings(config: Config) -> list[object]:

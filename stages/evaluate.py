@@ -1,7 +1,7 @@
 """Captions a split, or answers its questions, with the trained model and scores it, on all ranks.
 
-Leaves in runs/<name>/evaluate/<split>: metrics.json, with predictions.jsonl and samples.png of
-captions, or results.json of answers.
+Leaves in runs/<name>/evaluate/<split>: metrics.json, samples.png, and predictions.jsonl of captions
+or results.json of answers.
 
     deepspeed stages/evaluate.py [recipe=NAME] [baseline=true] [evaluate.split=test] [key=value ...]
 """
@@ -27,11 +27,7 @@ def main(config: Config, world: World) -> None:
         result = answer_questions(config, world)
         if world.is_main:
             print(result["table"])
-            count = result["token_forwards"]
-            print(
-                f"{count:,} LLM token-forwards, {count / max(result['records'], 1):.0f} a question"
-            )
-            print(f"answers and metrics: {output_folder(config)}")
+            print(f"answers, metrics and a sheet of samples: {output_folder(config)}")
         return
     result = evaluate(config, world)
     if world.is_main:

@@ -21,6 +21,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     1: ("config", "ds_config", "exports", "overrides", "recipe", "dist"),
     2: (  # pure scores
         "evaluation.captions",
+        "evaluation.cost",
         "evaluation.java",
         "evaluation.mme",
         "evaluation.options",
@@ -31,7 +32,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     3: ("data", "models"),
     4: ("losses", "phases", "averages", "talks", "tasks"),
     5: ("zero", "engine", "checkpoint", "memory"),
-    6: ("objectives", "validation", "captioning"),
+    6: ("objectives", "validation", "captioning", "answering"),
     7: ("trainer", "callbacks", "splits", "assemble"),
     8: ("evaluation", "chat", "interchange"),
     9: (
@@ -44,6 +45,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "prerequisites",
         "stage",
         "evaluation.loading",
+        "evaluation.question_results",
         "evaluation.questions",
         "evaluation.results",
         "evaluation.runner",
@@ -54,6 +56,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
 _SCORES = LAYERS[2]
 ONLY: dict[str, tuple[str, ...]] = {
     "evaluation.captions": ("errors", "config", *_SCORES),
+    "evaluation.cost": ("errors", "config", *_SCORES),
     "evaluation.java": ("errors", "config", *_SCORES),
     "evaluation.mme": ("errors", "config", *_SCORES),
     "evaluation.options": ("errors", "config", *_SCORES),

@@ -171,3 +171,15 @@ def test_a_task_brings_its_own_defaults(tiny: str) -> None:
     assert load_recipe(bare).data.max_tokens == 64
     assert load_recipe([*bare, "data.task=scienceqa"]).data.max_tokens == 640
     assert load_recipe([*bare, "data.task=scienceqa", "data.max_tokens=512"]).data.max_tokens == 512
+
+
+def test_questions_are_answered_greedily_and_with_room_for_what_comes_before_the_answer() -> None:
+    def generation(*arguments: str) -> tuple[int, int]:
+        chosen = load_recipe(arguments).evaluate
+        return chosen.beams, chosen.max_new_tokens
+
+    assert generation("data.task=captions") == (5, 40)
+    assert generation("data.task=scienceqa") == (1, 64)
+    explained = ("data.task=scienceqa", "scienceqa.format=QCM-LEA")
+    assert generation(*explained) == (1, 512)
+    assert generation(*explained, "evaluate.max_new_tokens=100", "evaluate.beams=3") == (3, 100)

@@ -8,20 +8,19 @@ without loading a model. Defaults are the right choice for a real run. Sizes are
 from dataclasses import dataclass, field
 
 from pipeline.config.data import (
-    TASK_DEFAULTS,
     DataConfig,
     InstructConfig,
     MixConfig,
     PrepareConfig,
     RemoteConfig,
     ScienceQAConfig,
+    task_defaults,
 )
 from pipeline.config.fields import not_negative, one_of, path
 from pipeline.config.jobs import (
     CaptionConfig,
     EvaluateConfig,
     ExportConfig,
-    MMEConfig,
     PretrainConfig,
     ScratchConfig,
 )
@@ -47,7 +46,6 @@ from pipeline.config.phases import (
 __all__ = [
     "PARTS",
     "PHASES",
-    "TASK_DEFAULTS",
     "CaptionConfig",
     "Config",
     "DataConfig",
@@ -62,7 +60,6 @@ __all__ = [
     "LlamaAdapterConfig",
     "LoRAConfig",
     "MMAdapterConfig",
-    "MMEConfig",
     "MixConfig",
     "PhaseConfig",
     "PrepareConfig",
@@ -73,6 +70,7 @@ __all__ = [
     "ScienceQAConfig",
     "ScratchConfig",
     "SegmentConfig",
+    "task_defaults",
 ]
 
 
@@ -100,7 +98,6 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     scienceqa: ScienceQAConfig = field(default_factory=ScienceQAConfig)
     instruct: InstructConfig = field(default_factory=InstructConfig)
-    mme: MMEConfig = field(default_factory=MMEConfig)
     encoder_adapt: EncoderAdaptConfig = field(default_factory=EncoderAdaptConfig)
     st_align: STAlignConfig = field(default_factory=STAlignConfig)
     llm_tune: LLMTuneConfig = field(default_factory=LLMTuneConfig)

@@ -2,20 +2,36 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from pipeline.config.fields import not_negative, one_of, path, positive
 
-# What a task wants where the recipe does not say; before the recipe, after the defaults below.
-TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "captions": {},
-        "scienceqa": {"data": {"max_tokens": 640}},
-        "instruct": {"data": {"max_tokens": 1024}},
-        "mme": {"data": {"max_tokens": 256}},
+TASKS = ("captions", "scienceqa", "instruct", "mme")
+
+
+def task_defaults(task: str, form: str) -> Mapping[str, Any]:
+    """What a task wants where the recipe does not say; before the recipe, after the defaults below.
+
+    Questions are answered greedily, as LLaMA-Adapter's; 64 tokens hold an answer and the beginning
+    of what follows (LaVIN's --max_gen_len), 512 an explanation and the answer behind it (the
+    benchmark's run_gpt3.py --max_tokens). MME's yes and no are in the first of 20 (LaVIN's
+    eval_mme.py).
+
+    Args:
+        task: `data.task`; an unknown one has no defaults.
+        form: `scienceqa.format`.
+    """
+    answers_first = form.partition("-")[2].startswith("A")
+    lengths = {  # of a row, of an answer
+        "scienceqa": (640, 64 if answers_first else 512),
+        "instruct": (1024, 256),
+        "mme": (256, 20),
     }
-)
+    if task not in lengths:
+        return {}
+    row, answer = lengths[task]
+    generation = {"beams": 1, "max_new_tokens": answer}
+    return {"data": {"max_tokens": row}, "evaluate": generation}
 
 
 @dataclass
@@ -48,7 +64,7 @@ class DataConfig(RemoteConfig):
 
     # what an LM learns of a record: its captions, to answer its question (see `scienceqa`), the
     # answers of its conversation (see `instruct`), or yes and no to MME's questions
-    task: str = one_of("captions", *TASK_DEFAULTS)
+    task: str = one_of("captions", *TASKS)
     shards: str = path()  # folder, or http(s):// or s3:// URL, with a sub-folder for each split
     mix: list[MixConfig] = field(default_factory=list)  # trained on instead of shards' train_split
     train_split: str = "train"

@@ -2,26 +2,32 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.config.data import TASK_DEFAULTS
-from pipeline.config.fields import not_negative, null_or_one_of, path, positive
+from pipeline.config.data import TASKS
+from pipeline.config.fields import not_negative, null_or_one_of, one_of, path, positive
 from pipeline.config.phases import EncoderAdaptConfig, LLMTuneConfig
 
 
 @dataclass
 class EvaluateConfig:
-    """Captioning of a split, or answering of its questions, and the scores."""
+    """Captioning a split, or answering its questions, and the scores."""
 
     split: str = "test"
-    # what is scored where it is not what the model learnt: another data.task, and its shards
-    # (a folder as data.shards); null = the recipe's own
-    task: str | None = null_or_one_of(*TASK_DEFAULTS)
+    # what is scored where it is not what the model learnt: another data.task; null = the recipe's
+    task: str | None = null_or_one_of(*TASKS)
+    # its folder, as data.shards; null = what the recipe prepares from the source of that name, or
+    # data.shards
     shards: str | None = path(None)
     # null loads the whole model on every rank, which is many times faster; zero3 partitions one
     # that does not fit (stages below 3 partition nothing that inference has)
     ds_config: str | None = path(None)
     records: int | None = not_negative(None)  # null = the whole split
-    batch: int = positive(32)  # images per rank and generation call
-    beams: int = positive(5)
+    batch: int = positive(32)  # records per rank and generation call
+    # questions: the likeliest option, in one pass of the LLM for a batch, where the answer comes
+    # before its explanation; or generated text, read where it says "The answer is X."
+    answers: str = one_of("likelihood", "likelihood", "generate")
+    beams: int = positive(5)  # of questions 1 by default: greedy
+    # of questions 64 by default, 512 where scienceqa.format explains before it answers; of MME's
+    # 20, of conversations 256
     max_new_tokens: int = positive(40)
     length_penalty: float = 1.0  # 1 = mean log-probability, as the reference
     stop: str | None = None  # a text of one token that ends a caption and stays in it; null = EOS
@@ -32,13 +38,6 @@ class EvaluateConfig:
     )
     # folder of SPICE's jars; null = pycocoevalcap's own, if there
     spice_models: str | None = path(None)
-
-
-@dataclass
-class MMEConfig:
-    """How MME's questions are answered (`task=mme`), greedily; 20 tokens as LaVIN's own script."""
-
-    max_new_tokens: int = positive(20)
 
 
 @dataclass

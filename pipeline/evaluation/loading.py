@@ -4,7 +4,9 @@ Without DeepSpeed, so that generation is not slowed by gathering parameters, unl
 `evaluate.ds_config` asks for partitions. Builds; scores nothing.
 """
 
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import torch
 from pipeline import checkpoint as ckpt
 from pipeline.assemble import CaptionModel, build_caption_model, check_adapters, check_stop
 from pipeline.config import PHASES, Config
-from pipeline.data.loader import StepDataset
+from pipeline.data.collate import Batch
+from pipeline.data.loader import Pass, StepDataset
 from pipeline.data.plan import Plan
 from pipeline.dist import World, on_main
 from pipeline.ds_config import read_ds_config, zero_stage
@@ -25,6 +28,8 @@ from pipeline.objectives import LanguageTask
 from pipeline.run import finished_export
 from pipeline.splits import Split, caption_dataset, share_of
 from pipeline.zero import partition_for_inference, placement_for
+
+log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,16 @@ def rows_to_score(
         share_of(world, config.evaluate.batch),
         captions=captions,
     )
+
+
+def watched(reading: Pass, what: str) -> Iterator[Batch]:
+    """The batches of a reading that takes long, with a line in the log for each."""
+    steps = reading.dataset.plan.steps_per_epoch
+    began = time.perf_counter()
+    for done, batch in enumerate(reading(), start=1):
+        yield batch
+        left = (time.perf_counter() - began) / done * (steps - done)
+        log.info("evaluate      %s %d/%d  eta %.0f s", what, done, steps, left)
 
 
 def chosen_export(config: Config, world: World) -> Path:

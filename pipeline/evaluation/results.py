@@ -25,7 +25,7 @@ from pipeline.splits import Split
 
 log = logging.getLogger("pipeline")
 
-_SAMPLES = 20
+SAMPLES = 20  # on the sheet
 
 
 def output_folder(config: Config) -> Path:
@@ -67,7 +67,7 @@ def write_results(
     folder = output_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     _write_predictions(folder / "predictions.jsonl", split, items, scored)
-    sheet(references.examples(scored, _SAMPLES)).save(folder / "samples.png")
+    sheet(references.examples(scored, SAMPLES)).save(folder / "samples.png")
     result = {
         "split": config.evaluate.split,
         "records": len(scored),

@@ -5,22 +5,25 @@ How the model is loaded stands in `loading.py`, what is left on disk in `results
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline import checkpoint as ckpt
-from pipeline.assemble import CaptionModel, image_text_model
+from pipeline.assemble import image_text_model
 from pipeline.captioning import caption_batches
 from pipeline.config import Config
-from pipeline.data.collate import Batch
-from pipeline.data.loader import Pass, StepDataset, read_all
+from pipeline.data.loader import Pass
 from pipeline.dist import World, from_main, gather_json
 from pipeline.evaluation.captions import check_metrics
-from pipeline.evaluation.loading import chosen_export, load_for_scoring, rows_to_score
+from pipeline.evaluation.loading import (
+    Loaded,
+    chosen_export,
+    load_for_scoring,
+    rows_to_score,
+    watched,
+)
 from pipeline.evaluation.results import announce_spice, write_results
 from pipeline.evaluation.retrieval import recall_at_k
 from pipeline.objectives import ContrastiveTask
@@ -49,10 +52,8 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     rows = rows_to_score(config, built, split, plan, world, "all")
     batches = Pass(rows, config.data.workers)()
     loss = language_metrics(loaded.forward, batches, world, dtype)["loss"]
-    prompts = rows_to_score(config, built, split, plan, world, "none")
-    predictions, skipped = _captions(
-        config, built, prompts, dtype, world, synced=loaded.partitioned
-    )
+    prompts = Pass(rows_to_score(config, built, split, plan, world, "none"), config.data.workers)
+    predictions, skipped = _captions(config, loaded, prompts, world)
     recall = _retrieval(config, split, export, dtype, world)
     result: dict[str, Any] = {}
     if world.is_main:
@@ -63,37 +64,20 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
 
 
 def _captions(
-    config: Config,
-    built: CaptionModel,
-    prompts: StepDataset,
-    dtype: torch.dtype,
-    world: World,
-    *,
-    synced: bool,
+    config: Config, loaded: Loaded, prompts: Pass, world: World
 ) -> tuple[dict[str, str], dict[str, int]]:
     """Record key -> caption, and what could not be captioned by reason, over all ranks."""
-    faults: Counter[str] = Counter()
-    steps = prompts.plan.steps_per_epoch
-    began = time.perf_counter()
-
-    def watched() -> Iterator[Batch]:
-        for done, loaded in enumerate(read_all(prompts, workers=config.data.workers), start=1):
-            faults.update(loaded.faults)
-            yield from loaded.batches
-            left = (time.perf_counter() - began) / done * (steps - done)
-            log.info("evaluate      captions %d/%d  eta %.0f s", done, steps, left)
-
     local = caption_batches(
-        built.model,
-        watched(),
-        built.tokenizer,
+        loaded.built.model,
+        watched(prompts, "captions"),
+        loaded.built.tokenizer,
         config.evaluate,
         device=world.device,
-        dtype=dtype,
-        synced=synced,
+        dtype=loaded.dtype,
+        synced=loaded.partitioned,
     )
     captions = {key: text for each in gather_json(local, world) for key, text in each.items()}
-    return captions, dict(skipped_over_ranks(faults, world))
+    return captions, dict(skipped_over_ranks(prompts.faults, world))
 
 
 def _retrieval(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.assemble import build_caption_model
+from pipeline.answering import compared
+from pipeline.assemble import CaptionModel, build_caption_model
 from pipeline.checkpoint import ExportTensors, Progress, save_export
 from pipeline.config import Config
 from pipeline.data.collate import LanguageCollator, Sample
@@ -16,9 +17,10 @@ from pipeline.data.prompts import IGNORE, Row, row_of
 from pipeline.data.scienceqa_prompts import Problem
 from pipeline.dist import World
 from pipeline.errors import ConfigError
-from pipeline.evaluation.questions import _compared, answer_questions
+from pipeline.evaluation.questions import answer_questions
 from pipeline.evaluation.results import output_folder
-from pipeline.evaluation.scienceqa import read_results
+from pipeline.evaluation.scienceqa import UNPARSED, read_results
+from pipeline.models.counting import counting
 from pipeline.models.multimodal import MultimodalOutput
 from pipeline.models.placement import Placement
 from pipeline.models.scratch import create_clip, create_llm, train_tokenizer
@@ -51,7 +53,7 @@ def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     assert (len(tokenizer.encode(" A")) == len(tokenizer.encode(" C")) == 1) == bool(letters)
     create_clip(out / "clip", scratch, tokenizer, seed=0)
     create_llm(out / "llm", scratch, tokenizer, seed=0)
-    model = build(made, {})
+    model = build(made, {}).model
     torch.manual_seed(0)
     tensors = {
         name: 0.3 * torch.randn(each.shape)
@@ -64,46 +66,74 @@ def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return made
 
 
-def build(config: Config, tensors):
+def build(config: Config, tensors) -> CaptionModel:
     plain = replace(config, data=replace(config.data, cache_features=False))
     build_ = {"dtype": torch.float32, "placement": Placement(), "world": ALONE}
-    return build_caption_model(plain, tensors, {}, **build_).model.eval()
-
-
-def one_by_one(config: Config) -> dict[str, int]:
-    """pid -> the likeliest option, each option in a forward pass of its own."""
-    export = ExportTensors(Path(config.evaluate.export or ""))
-    plain = replace(config, data=replace(config.data, cache_features=False))
-    build_ = {"dtype": torch.float32, "placement": Placement(), "world": ALONE}
-    built = build_caption_model(plain, export, {}, **build_)
+    built = build_caption_model(plain, tensors, {}, **build_)
     built.model.eval()
-    rows = question_rows(config, built.tokenizer)
-    split = open_split(config, "test")
-    answers = {}
+    return built
+
+
+def whole(config: Config) -> CaptionModel:
+    return build(config, ExportTensors(Path(config.evaluate.export or "")))
+
+
+def questions(config: Config, built: CaptionModel, name: str):
+    """Each record of a split with its image as a batch of one, or None."""
+    split = open_split(config, name)
     for shard, size in enumerate(split.manifests[0].sizes):
         for record in range(size):
             raw = split.reader.read(shard, record)
             seen = raw.image is not None
             image = built.decoded.source(split.reader, raw, shard, record)[None] if seen else None
-            scored = rows.options(Problem.of(raw.data), image=seen)
-            likelihoods = []
-            for option in scored.options:
-                ids = torch.tensor([[*scored.row.ids, *option]])
-                labels = torch.full_like(ids, IGNORE)
-                labels[0, -len(option) :] = torch.tensor(option)
-                with torch.no_grad():
-                    out = built.model(
-                        images=image,
-                        image_rows=torch.tensor([0 if seen else -1]),
-                        input_ids=ids,
-                        attention_mask=torch.ones_like(ids),
-                        labels=labels,
-                        weights=torch.ones(ids.shape),
-                    )
-                log_probs = out.logits.log_softmax(-1).gather(1, out.labels[:, None])
-                likelihoods.append(float(log_probs.sum()))
-            answers[str(raw.data["pid"])] = likelihoods.index(max(likelihoods))
+            yield raw, image
+
+
+@torch.no_grad()
+def logits_behind(model, prompt: list[int], target: list[int], image):
+    """(logits, labels) of the targets behind a prompt, in a forward pass of its own."""
+    ids = torch.tensor([[*prompt, *target]])
+    labels = torch.full_like(ids, IGNORE)
+    labels[0, -len(target) :] = torch.tensor(target)
+    out = model(
+        images=image,
+        image_rows=torch.tensor([-1 if image is None else 0]),
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        labels=labels,
+        weights=torch.ones(ids.shape),
+    )
+    return out.logits, out.labels
+
+
+def one_by_one(config: Config) -> dict[str, int]:
+    """pid -> the likeliest option, each option in a forward pass of its own."""
+    built = whole(config)
+    rows, answers = question_rows(config, built.tokenizer), {}
+    for raw, image in questions(config, built, "test"):
+        scored = rows.options(Problem.of(raw.data), image=image is not None)
+        likelihoods = []
+        for option in scored.options:
+            logits, labels = logits_behind(built.model, scored.row.ids, list(option), image)
+            likelihoods.append(float(logits.log_softmax(-1).gather(1, labels[:, None]).sum()))
+        answers[str(raw.data["pid"])] = likelihoods.index(max(likelihoods))
     return answers
+
+
+def generated_one_by_one(config: Config) -> tuple[dict[str, str], int]:
+    """pid -> text, greedily and without a cache, and the positions that took."""
+    built = whole(config)
+    rows, texts = question_rows(config, built.tokenizer), {}
+    most, eos = config.evaluate.max_new_tokens, built.tokenizer.eos_token_id
+    with counting(built.model.llm) as counter:
+        for raw, image in questions(config, built, "test"):
+            said: list[int] = []
+            prompt = rows.prompt(Problem.of(raw.data), image=image is not None).ids
+            while len(said) < most and eos not in said:
+                logits, _ = logits_behind(built.model, [*prompt, *said], [0], image)
+                said.append(int(logits.argmax()))
+            texts[str(raw.data["pid"])] = built.tokenizer.decode(said, skip_special_tokens=True)
+        return texts, counter.take()[1]
 
 
 @pytest.mark.parametrize(("batch", "cached"), [(1, True), (4, False), (16, True)])
@@ -122,13 +152,39 @@ def test_answers_are_those_of_one_by_one_and_are_scored(
     problems = json.loads(Path(config.prepare["questions"].problems[0]).read_text())
     right = sum(problems[pid]["answer"] == index for pid, index in expected.items())
     assert result["scores"]["Avg"] == pytest.approx(10.0 * right)
-    assert result["records"] == 10 and result["token_forwards"] > 0
-    assert "Avg" in result["table"]
+    assert result["records"] == 10 and result["llm_passes"] == 1
+    assert "Avg" in result["table"] and result["answers"].startswith("the likeliest option; QCM-")
 
 
-def test_a_format_that_explains_first_is_refused(config: Config) -> None:
+@pytest.mark.parametrize("form", ["QCM-ALE", "QCM-LEA"])
+def test_generated_answers_are_those_of_one_by_one_without_a_cache(
+    config: Config, form: str
+) -> None:
+    """Random weights say nothing that can be read: every answer counts as wrong, none is lost."""
+    evaluated = replace(
+        config,
+        evaluate=replace(config.evaluate, answers="generate", beams=1, batch=4),
+        scienceqa=replace(config.scienceqa, format=form),
+    )
+    result = answer_questions(evaluated, ALONE)
+    texts, positions = generated_one_by_one(evaluated)
+    written = json.loads((output_folder(config) / "results.json").read_text())
+    assert written["outputs"] == texts and len(texts) == 10
+    assert set(written["results"].values()) == {UNPARSED} and written["acc"] == 0
+    assert result["benchmark"]["unparsed"] == 10 and result["benchmark"]["unanswered"] == 0
+    assert "10 answers that are no choice, counted as wrong" in result["table"]
+    assert result["unparsed_cut"] == result["texts_cut"] > 0
+    assert f"{result['texts_cut']} of them were cut at " in result["table"]
+    assert result["token_forwards"] < positions  # that is what the cache is for
+    assert result["llm_passes"] > 1
+
+
+def test_a_format_that_explains_first_is_refused_where_options_are_compared(
+    config: Config,
+) -> None:
     other = replace(config, scienceqa=replace(config.scienceqa, format="QCM-LEA"))
-    with pytest.raises(ConfigError, match=r"scienceqa\.format=QCM-LEA: .*which must come first"):
+    message = r"scienceqa\.format=QCM-LEA explains .* set evaluate\.answers=generate"
+    with pytest.raises(ConfigError, match=message):
         answer_questions(other, ALONE)
 
 
@@ -147,8 +203,8 @@ def test_options_in_one_place_and_in_rows_of_their_own_are_told_apart() -> None:
     labels = torch.tensor([5, 5, 8, 9, 5])
     nothing = torch.zeros(4, 1)
     out = MultimodalOutput(logits, labels, torch.ones(5), nothing, nothing, torch.ones(4))
-    found = {owner: (index, tied) for owner, index, tied in _compared(out, batch)}
+    found = {owner: (index, tied) for owner, index, tied in compared(out, batch)}
     assert found == {0: (2, False), 1: (0, False), 2: (0, True)}
     logits[1, 5] = 1.0
-    found = {owner: index for owner, index, _ in _compared(out, batch)}
+    found = {owner: index for owner, index, _ in compared(out, batch)}
     assert found == {0: 2, 1: 1, 2: 0}
