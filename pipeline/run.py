@@ -42,6 +42,7 @@ _HARMLESS = {
     "sample_images",
     "stop_after",
     "caption_records",
+    "question_records",
 }
 
 

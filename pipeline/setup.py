@@ -14,8 +14,15 @@ from torch import Tensor
 
 from pipeline.assemble import build_caption_model, image_text_model
 from pipeline.averages import Blend, Interpolation, as_trained
-from pipeline.callbacks.probes import CaptionProbe, References, RetrievalProbe
-from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig, STAlignConfig
+from pipeline.callbacks.probes import References, RetrievalProbe
+from pipeline.config import (
+    Config,
+    EncoderAdaptConfig,
+    LanguagePhaseConfig,
+    LLMTuneConfig,
+    PhaseConfig,
+    STAlignConfig,
+)
 from pipeline.data.loader import Pass, StepDataset
 from pipeline.data.plan import Plan, items_in_order
 from pipeline.dist import World
@@ -38,8 +45,14 @@ from pipeline.phases import (
     part_groups,
     trains_encoder,
 )
-from pipeline.splits import caption_dataset, open_split, open_training, pair_dataset, share_of
-from pipeline.tasks import true_texts
+from pipeline.splits import (
+    caption_dataset,
+    open_split,
+    open_training,
+    pair_dataset,
+    share_of,
+)
+from pipeline.watch import Watched
 from pipeline.zero import placement_for
 
 
@@ -78,6 +91,7 @@ def set_up(
     phase: PhaseConfig = getattr(config, name)
     if isinstance(phase, EncoderAdaptConfig):
         return _contrastive(config, name, phase, start, precision=precision, world=world)
+    assert isinstance(phase, LanguagePhaseConfig)
     return _language(config, name, phase, segment, start, precision=precision, world=world)
 
 
@@ -127,7 +141,7 @@ def _original_clip(config: Config, start: Mapping[str, Tensor]) -> dict[str, Ten
 def _language(
     config: Config,
     name: str,
-    phase: PhaseConfig,
+    phase: LanguagePhaseConfig,
     segment: Segment,
     start: Mapping[str, Tensor],
     *,
@@ -155,37 +169,16 @@ def _language(
     align = phase.align_weight if isinstance(phase, STAlignConfig) else 0.0
     objective = LanguageObjective(engine, world, dtype, align_weight=align)
     share = share_of(world, phase.micro_batch)
-    captioned = phase.caption_records if isinstance(phase, LLMTuneConfig) else 0
-    shown = max(captioned, phase.sample_images)
-    batch = phase.micro_batch * world.size
-    shown_plan = val.in_order(batch, min(shown, val.records))
-    images = built.images
 
     def dataset(split: str, plan: Plan, captions: str) -> StepDataset:
-        source = train if split == "train" else val
+        source, images = (train if split == "train" else val), built.images[split]
         return caption_dataset(
-            config, source, plan, images[split], built.tokenizer, share, captions=captions
+            config, source, plan, images, built.tokenizer, share, captions=captions
         )
 
-    rows = dataset("val", val.in_order(batch, phase.val_records), "all")
-    probe = CaptionProbe(
-        engine,
-        built.model,
-        built.tokenizer,
-        rows=Pass(rows, config.data.workers),
-        prompts=Pass(dataset("val", shown_plan, "none"), workers=0),
-        references=References(
-            val.reader,
-            items_in_order(shown_plan) if shown else [],
-            partial(true_texts, config),
-        ),
-        caption_records=captioned,
-        sample_images=phase.sample_images,
-        settings=config.evaluate,
-        dtype=dtype,
-    )
+    watched = Watched(config, name, phase, engine, built, val, partial(dataset, "val"), dtype)
     plan = train.plan(phase.global_batch, seed=config.seed)
-    return Setup(task, engine, objective, dataset("train", plan, phase.captions), probe)
+    return Setup(task, engine, objective, dataset("train", plan, phase.captions), watched.probe())
 
 
 def _save_activations(model: MultimodalLM, *, tower: bool) -> None:

@@ -6,14 +6,15 @@ image tower is adapted to a record's captions, which for a question are the ques
 choices, and for a conversation its answers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import Config
+from pipeline.data.faults import ContentFault
 from pipeline.data.prompts import CaptionRows, MakeRows, PromptRows, Row, row_of
-from pipeline.data.reader import RawRecord
+from pipeline.data.reader import RawRecord, ShardReader
 from pipeline.data.scienceqa_prompts import LETTERS, Problem, PromptFormat
 from pipeline.data.scienceqa_rows import AskingRows, QuestionRows, ScoringRows, TrainingRows
 from pipeline.errors import ConfigError
@@ -129,6 +130,18 @@ def question_text(config: Config, raw: RawRecord) -> str:
     return " ".join(
         [problem.question, *(choice_text(problem, i) for i in range(len(problem.choices)))]
     )
+
+
+def right_choices(reader: ShardReader, items: Iterable[tuple[int, int]]) -> dict[str, int]:
+    """Record key -> index of the right choice, of all that hold a problem. items: as in a plan."""
+    found = {}
+    for shard, record in items:
+        try:
+            raw = reader.read(shard, record)
+            found[raw.key] = Problem.of(raw.data).answer
+        except ContentFault:
+            continue
+    return found
 
 
 def choice_text(problem: Problem, index: int) -> str:

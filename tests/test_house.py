@@ -44,6 +44,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "preflight",
         "prerequisites",
         "stage",
+        "watch",
         "evaluation.loading",
         "evaluation.question_results",
         "evaluation.questions",

@@ -173,9 +173,13 @@ def test_a_task_brings_its_own_defaults(tiny: str) -> None:
     assert load_recipe([*bare, "data.task=scienceqa", "data.max_tokens=512"]).data.max_tokens == 512
 
 
-def test_questions_are_answered_greedily_and_with_room_for_what_comes_before_the_answer() -> None:
+def test_questions_are_answered_greedily_and_with_room_for_what_comes_before_the_answer(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "bare.yaml").write_text("seed: 0\n")
+
     def generation(*arguments: str) -> tuple[int, int]:
-        chosen = load_recipe(arguments).evaluate
+        chosen = load_recipe([f"recipe={tmp_path / 'bare.yaml'}", *arguments]).evaluate
         return chosen.beams, chosen.max_new_tokens
 
     assert generation("data.task=captions") == (5, 40)

@@ -119,6 +119,7 @@ def question_recipe(folder: Path, family: str, *, ds_config: str = "zero3") -> d
     made["llm_tune"] |= {
         "segments": [{"train": first, "epochs": 0.5}, {"train": second, "epochs": 1}],
         "caption_records": 0,
+        "question_records": 5,  # an odd number: two ranks have unequal shares
     }
     if family == "lavin":
         made["scienceqa"]["wording"] = "lavin"

@@ -1,23 +1,25 @@
 """What a phase is watched by: numbers and pictures from the validation split.
 
-`CaptionProbe` for the phases with an LM loss, `RetrievalProbe` for the contrastive one. Both are
-called on every rank with the engine in eval mode.
+`CaptionProbe` for the phases with an LM loss, with a `QuestionProbe` where questions are answered;
+`RetrievalProbe` for the contrastive one. All are called on every rank, the engine in eval mode.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.answering import choose_options
 from pipeline.callbacks.samples import Example, sheet
 from pipeline.captioning import caption_batches
 from pipeline.config import EvaluateConfig
 from pipeline.data.faults import ContentFault
 from pipeline.data.loader import Pass
 from pipeline.data.reader import RawRecord, ShardReader
-from pipeline.dist import World, gather_json
+from pipeline.dist import World, gather_json, on_main
 from pipeline.engine import Engine
 from pipeline.evaluation.captions import quick_cider
 from pipeline.evaluation.retrieval import recall_at_k
@@ -30,6 +32,11 @@ def captions_of(raw: RawRecord) -> list[str]:
     return list(raw.data["captions"])
 
 
+def nothing(raw: RawRecord) -> str:
+    """Captions answer no question."""
+    return ""
+
+
 @dataclass(frozen=True)
 class References:
     """The first records of a split with their images and true texts, for rank 0."""
@@ -37,6 +44,7 @@ class References:
     reader: ShardReader
     items: Sequence[tuple[int, int]]  # (shard, record)
     texts: Callable[[RawRecord], list[str]] = captions_of  # ContentFault where there are none
+    asked: Callable[[RawRecord], str] = nothing  # what a record asks; ContentFault likewise
 
     def captions(self) -> dict[str, list[str]]:
         """Record key -> true texts."""
@@ -56,14 +64,45 @@ class References:
             try:
                 raw = self.reader.read(shard, record)
                 image = self.reader.image(raw, draft_size=256)
-                found.append(Example(image, predicted.get(raw.key, ""), self.texts(raw)[0]))
+                said, truth = predicted.get(raw.key, ""), self.texts(raw)[0]
+                found.append(Example(image, said, truth, self.asked(raw)))
             except ContentFault:
                 continue
         return found
 
 
+class QuestionProbe:
+    """The accuracy of the likeliest options of the first questions, in percent."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: MultimodalLM,
+        *,
+        asked: Pass,
+        right: Callable[[], dict[str, int]],
+        dtype: torch.dtype,
+    ) -> None:
+        """right: record key -> index of the right choice, of all questions; rank 0 asks once."""
+        self._engine, self._model, self._asked, self._dtype = engine, model, asked, dtype
+        self._right = cache(right)
+
+    def measure(self) -> dict[str, float]:
+        """accuracy; a question that could not be asked is wrong, as in the evaluation."""
+        world = self._engine.world
+        mine = choose_options(self._model, self._asked(), device=world.device, dtype=self._dtype)
+        chosen = mine.over_ranks(world).chosen
+
+        def accuracy() -> float:
+            right = self._right()
+            hits = sum(chosen.get(key) == index for key, index in right.items())
+            return 100 * hits / max(len(right), 1)
+
+        return {"accuracy": on_main(accuracy, world)}
+
+
 class CaptionProbe:
-    """Validation loss, and the captions of the first records: CIDEr and a sheet of samples."""
+    """Validation loss, and what is said of the first records: CIDEr and a sheet of samples."""
 
     def __init__(
         self,
@@ -78,8 +117,10 @@ class CaptionProbe:
         sample_images: int,
         settings: EvaluateConfig,
         dtype: torch.dtype,
+        questions: QuestionProbe | None = None,
     ) -> None:
         self._engine, self._model, self._tokenizer = engine, model, tokenizer
+        self._questions = questions
         self._rows, self._prompts, self._references = rows, prompts, references
         self._caption_records, self._sample_images = caption_records, sample_images
         # Greedy: watching must stay cheap; the final evaluation searches with beams.
@@ -92,8 +133,9 @@ class CaptionProbe:
         return self._engine.world
 
     def measure(self) -> dict[str, float]:
-        """loss, perplexity and, where the recipe asks for captions, CIDEr of greedy captions."""
+        """loss, perplexity and, where asked for, accuracy, and CIDEr of greedy captions."""
         metrics = language_metrics(self._engine, self._rows(), self._world, self._dtype)
+        metrics |= {} if self._questions is None else self._questions.measure()
         metrics |= _skipped(self._rows, self._world)
         if not self._references.items:
             return metrics

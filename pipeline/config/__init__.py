@@ -37,6 +37,7 @@ from pipeline.config.model import (
 from pipeline.config.phases import (
     PHASES,
     EncoderAdaptConfig,
+    LanguagePhaseConfig,
     LLMTuneConfig,
     PhaseConfig,
     SegmentConfig,
@@ -56,6 +57,7 @@ __all__ = [
     "InstructConfig",
     "LLMConfig",
     "LLMTuneConfig",
+    "LanguagePhaseConfig",
     "LavinConfig",
     "LlamaAdapterConfig",
     "LoRAConfig",

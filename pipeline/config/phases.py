@@ -52,7 +52,16 @@ class EncoderAdaptConfig(PhaseConfig):
 
 
 @dataclass
-class STAlignConfig(PhaseConfig):
+class LanguagePhaseConfig(PhaseConfig):
+    """A phase with an LM loss."""
+
+    # data.task=scienceqa: validation questions answered by the likelihood of their options, for the
+    # accuracy; null = as many as val_records, 0 = none
+    question_records: int | None = not_negative(None)
+
+
+@dataclass
+class STAlignConfig(LanguagePhaseConfig):
     """The ST alone learns to speak the LLM's language."""
 
     align_weight: float = not_negative(0.0)  # of 1 - cosine(mean ST output, mean caption embedding)
@@ -68,7 +77,7 @@ class SegmentConfig:
 
 
 @dataclass
-class LLMTuneConfig(PhaseConfig):
+class LLMTuneConfig(LanguagePhaseConfig):
     """The task itself, in segments."""
 
     lr: float = positive(2e-5)

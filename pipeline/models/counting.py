@@ -28,9 +28,11 @@ class PassCounter:
         embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
         tokens: Tensor = kwargs["input_ids"] if embeds is None else embeds
         rows, length = tokens.shape[:2]  # (R, T) or (R, T, D)
-        masked = isinstance(mask, Tensor) and mask.dim() == 2  # (R, >= T)
         self._passes += 1
-        self._positions += int(mask[:, -length:].sum()) if masked else rows * length
+        if isinstance(mask, Tensor) and mask.dim() == 2:  # (R, >= T)
+            self._positions += int(mask[:, -length:].sum())
+        else:
+            self._positions += rows * length
 
 
 @contextmanager

@@ -3,7 +3,7 @@
     deepspeed --num_gpus 2 tests/dist/phases_program.py PLAN.json
 
 PLAN.json is a list of [phase, [recipe arguments ...]]; `prepare`, `pretrain` and `evaluate` are
-phases too.
+phases too, and `costs`, which leaves PLAN.costs-NAME.json of each run's name.
 """
 
 import json
@@ -19,6 +19,7 @@ from pipeline.recipe import load_recipe
 from pipeline.run import run_phase
 from pipeline.stage import configure_logging
 from pipeline.tasks import QUESTIONS
+from tests.dist.costs import count_costs
 
 
 def main() -> None:
@@ -34,6 +35,8 @@ def main() -> None:
             pretrain(config, world)
         elif phase == "evaluate":
             (answer_questions if config.data.task == QUESTIONS else evaluate)(config, world)
+        elif phase == "costs":
+            count_costs(config, world, Path(arguments[0]).with_suffix(f".costs-{config.name}.json"))
         else:
             run_phase(config, phase, world)
     dist.stop()
