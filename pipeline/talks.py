@@ -73,6 +73,11 @@ def talk_texts(config: Config, raw: RawRecord) -> list[str]:
     return [each.exchanges[-1].answer or "" for each in _talks(config, raw)]
 
 
+def asked_text(config: Config, raw: RawRecord) -> str:
+    """The question that the first of `talk_texts` answers; raises what that does."""
+    return _talks(config, raw)[0].exchanges[-1].question
+
+
 def all_talk_texts(config: Config, raw: RawRecord) -> Iterator[str]:
     """All that a tokenizer should know of a record, the words of LaVIN's template included.
 

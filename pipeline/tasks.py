@@ -19,7 +19,14 @@ from pipeline.data.scienceqa_prompts import LETTERS, Problem, PromptFormat
 from pipeline.data.scienceqa_rows import AskingRows, QuestionRows, ScoringRows, TrainingRows
 from pipeline.errors import ConfigError
 from pipeline.models.families import family
-from pipeline.talks import TALKS, all_talk_texts, talk_rows, talk_settings, talk_texts
+from pipeline.talks import (
+    TALKS,
+    all_talk_texts,
+    asked_text,
+    talk_rows,
+    talk_settings,
+    talk_texts,
+)
 
 CAPTIONS, QUESTIONS = "captions", "scienceqa"
 
@@ -122,8 +129,10 @@ def way_of_answering(config: Config) -> str:
 def question_text(config: Config, raw: RawRecord) -> str:
     """What is asked of a record, with the choices; nothing where the task is captions.
 
-    Raises ContentFault where the record holds no problem.
+    Raises ContentFault where the record holds nothing of the task.
     """
+    if config.data.task in TALKS:
+        return asked_text(config, raw)
     if config.data.task != QUESTIONS:
         return ""
     problem = Problem.of(raw.data)

@@ -127,9 +127,10 @@ class MMERows:
         """Raises what `questions_of` and `ConversationRows` do."""
         seen = raw.image is not None
         found: list[Row] = []
-        for each in questions_of(raw.data):
+        for number, each in enumerate(questions_of(raw.data)):
             if self.kind == "scoring":
-                found += self.rows.options(each.question, OPTIONS, image=seen)
+                compared = self.rows.options(each.question, OPTIONS, image=seen)
+                found += [replace(row, question=number) for row in compared]
                 continue
             asked = Conversation((each,))
             make = self.rows.prompt if self.kind == "asking" else self.rows.training
