@@ -32,7 +32,8 @@ class Continued:
     def by_record(self) -> dict[str, list[str]]:
         """Record key -> the texts of its rows in order."""
         found: dict[str, list[str]] = {key: [] for key in self.batch.keys}
-        for owner, text in zip(self.batch.owner.tolist(), self.texts, strict=False):
+        owners = self.batch.owner.tolist() if self.batch.keys else []
+        for owner, text in zip(owners, self.texts, strict=True):
             found[self.batch.keys[owner]].append(text)
         return found
 
@@ -67,7 +68,8 @@ def continuations(
             synced_gpus=synced,
         )[: len(moved.owner) if moved.keys else 0]
         ended = torch.isin(tokens, torch.tensor(ends, device=tokens.device)).any(1)
-        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        # One by one: of no rows batch_decode makes one text.
+        texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
         yield Continued(moved, texts, ended.tolist())
 
 

@@ -26,7 +26,7 @@ from pipeline.data.reader import RawRecord
 from pipeline.models.families import family
 
 INSTRUCT, MME = "instruct", "mme"
-TALKS = (INSTRUCT, MME)
+TALKS = frozenset({INSTRUCT, MME})
 
 Kind = Literal["training", "asking", "scoring"]
 

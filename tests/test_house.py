@@ -46,6 +46,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "stage",
         "watch",
         "evaluation.loading",
+        "evaluation.mme_results",
+        "evaluation.mme_runner",
         "evaluation.question_results",
         "evaluation.questions",
         "evaluation.results",

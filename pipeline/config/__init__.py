@@ -8,6 +8,7 @@ without loading a model. Defaults are the right choice for a real run. Sizes are
 from dataclasses import dataclass, field
 
 from pipeline.config.data import (
+    TASKS,
     DataConfig,
     InstructConfig,
     MixConfig,
@@ -47,6 +48,7 @@ from pipeline.config.phases import (
 __all__ = [
     "PARTS",
     "PHASES",
+    "TASKS",
     "CaptionConfig",
     "Config",
     "DataConfig",

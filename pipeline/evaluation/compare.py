@@ -13,13 +13,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.config import PHASES
+from pipeline.config import PHASES, TASKS
 from pipeline.errors import DataError
 
 DEFAULT_SPLIT = "test"
 # Shown even where neither run has them, so that a missing score is seen to be missing.
 EXPECTED_SCORES = ("CIDEr", "Bleu_4", "METEOR", "ROUGE_L")
-ANSWERED = "Avg"  # the score that answers to questions have, and captions do not
+ANSWERED = {"Avg", "Perception"}  # scores that answers to questions have, and captions do not
 MISSING = "-"
 
 Record = Mapping[str, Any]
@@ -95,7 +95,7 @@ def _read_json(path: Path) -> Record | None:
 def _split_table(split: str, base: _Run, eim: _Run) -> str:
     """Loss, caption scores and retrieval of one split."""
     left, right = _scores(base.splits.get(split)), _scores(eim.splits.get(split))
-    asked = ANSWERED in {*left, *right}
+    asked = not ANSWERED.isdisjoint({*left, *right})
     expected = () if asked else EXPECTED_SCORES
     names = dict.fromkeys([f"{split} loss", *expected, *left, *right])
     names.pop("loss", None)
@@ -223,10 +223,18 @@ def _missing_notes(eim: _Run, base: _Run, splits: Iterable[str]) -> list[str]:
                 notes.append(f"  {label}, {phase}: {command}")
         for split in splits:
             if split not in run.splits:
-                choice = "" if split == DEFAULT_SPLIT else f" evaluate.split={split}"
-                command = f"deepspeed stages/evaluate.py{selection}{choice}{extra}"
+                command = f"deepspeed stages/evaluate.py{selection}{_chosen(split)}{extra}"
                 notes.append(f"  {label}, {split} split: {command}")
     return notes
+
+
+def _chosen(name: str) -> str:
+    """The arguments that evaluate what lies in the folder of that name, see `output_folder`."""
+    task, _, split = name.partition("-")
+    if task not in TASKS:
+        task, split = "", name
+    named = f" task={task}" if task else ""
+    return named if split == DEFAULT_SPLIT else f"{named} evaluate.split={split}"
 
 
 def _selection(config: DictConfig) -> str:

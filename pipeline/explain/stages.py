@@ -31,7 +31,8 @@ from pipeline.preflight import problems
 from pipeline.prerequisites import shards_missing, unmade
 from pipeline.pretrain import recipes_of_pretraining
 from pipeline.run import export_folder
-from pipeline.tasks import QUESTIONS
+from pipeline.talks import MME
+from pipeline.tasks import QUESTIONS, scored
 
 # Records of a split that nobody knows: only ratios of steps come from it.
 _NOMINAL = 10**6
@@ -212,8 +213,8 @@ def _prepared_otherwise(config: Config) -> Iterator[str]:
 
 
 def _evaluation(config: Config, world: World, plans: Sequence[PhasePlan]) -> list[tuple[str, str]]:
-    settings = config.evaluate
-    split = outlook(config, settings.split)
+    settings, asked = config.evaluate, scored(config)
+    split = outlook(asked, settings.split)
     records = split.records
     if records is not None and settings.records is not None:
         records = min(records, settings.records)
@@ -228,7 +229,7 @@ def _evaluation(config: Config, world: World, plans: Sequence[PhasePlan]) -> lis
     shared = (
         f"{count(calls)} calls of {settings.batch} records on each of {plural(world.size, 'rank')}"
     )
-    tell = _answering if config.data.task == QUESTIONS else _captioning
+    tell = {QUESTIONS: _answering, MME: _answering_mme}.get(asked.data.task, _captioning)
     return [*rows, *tell(config, shared)]
 
 
@@ -238,6 +239,19 @@ def _answering(config: Config, shared: str) -> list[tuple[str, str]]:
         ("also", "loss and perplexity of the true answers"),
         ("scores", "accuracy by subject, context and grade, as the benchmark counts"),
         ("writes", f"results.json and metrics.json in {output_folder(config)}"),
+    ]
+
+
+def _answering_mme(config: Config, shared: str) -> list[tuple[str, str]]:
+    return [
+        ("answers", f"{shared}: generated, at most {config.evaluate.max_new_tokens} tokens"),
+        ("also", "yes against no by likelihood; loss and perplexity of the true answers"),
+        ("scores", "accuracy and accuracy+ of each subtask, perception and cognition"),
+        (
+            "writes",
+            "answers/ and answers_likelihood/ (the benchmark's result files), metrics.json and "
+            f"samples.png in {output_folder(config)}",
+        ),
     ]
 
 
