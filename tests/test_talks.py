@@ -1,16 +1,23 @@
 """The tasks of conversations in every family: what is asked, what is true, and what is scored."""
 
-import dataclasses
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config
+from pipeline.config import Config, MixConfig, PrepareConfig
+from pipeline.data.collate import LanguageBatch
 from pipeline.data.faults import ContentFault
+from pipeline.data.loader import Share, read_all
+from pipeline.data.prepare import prepare
 from pipeline.data.prompts import IGNORE
 from pipeline.data.reader import RawRecord
 from pipeline.errors import ConfigError
 from pipeline.models.multimodal import IMAGE_SLOT
 from pipeline.models.scratch import train_tokenizer
+from pipeline.splits import Images, caption_dataset, open_training
 from pipeline.tasks import (
     all_texts,
     prompt_rows,
@@ -21,6 +28,7 @@ from pipeline.tasks import (
     true_texts,
 )
 from tests.data.chats import CHATML
+from tests.data.samples import jpeg
 from tests.data.test_conversation_rows import ASKED, TALK
 
 TOKENIZER = train_tokenizer(["Instruction: which? Response: Yes. Response: No."] * 4, 300)
@@ -41,7 +49,7 @@ def recipe(family: str, task: str) -> Config:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("image", [b"png", None])
 def test_a_row_goes_on_where_its_prompt_ends(family: str, task: str, image: bytes | None) -> None:
-    config, raw = recipe(family, task), dataclasses.replace(RAW, image=image)
+    config, raw = recipe(family, task), replace(RAW, image=image)
     rows = training_rows(config, TOKENIZER)(raw, ())
     prompts = prompt_rows(config, TOKENIZER)(raw, ())
     truths = true_texts(config, raw)
@@ -104,6 +112,45 @@ def test_the_tokenizers_template_must_end_answers() -> None:
     config.evaluate.stop = "<|im_end|>"
     (row,) = training_rows(config, chats)(RAW, ())
     assert row.labels[-1] == chats.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_mixed_sets_of_weight_1_come_exactly_once(tmp_path: Path) -> None:
+    """Alpaca's form and LLaVA's, records with images and without; a set of weight 2 comes twice."""
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    turns = [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "That."}]
+    sets: dict[str, list[dict[str, object]]] = {
+        "llava": [{"image": "a.jpg", "conversations": turns * (i % 3 + 1)} for i in range(23)],
+        "alpaca": [{"instruction": f"Add {i}.", "output": "Done."} for i in range(31)],
+    }
+    for name, entries in sets.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(entries))
+        made = {"annotations": [str(tmp_path / f"{name}.json")], "images": str(tmp_path)}
+        entry = PrepareConfig(source="instruct", out=str(tmp_path / name), workers=0, **made)
+        prepare(replace(entry, records_per_shard=8), report=lambda line: None)
+    config = recipe("lavin", "instruct")
+    for weight in (1.0, 2.0):
+        llava = MixConfig(shards=str(tmp_path / "llava"), weight=weight)
+        config.data.mix = [llava, MixConfig(shards=str(tmp_path / "alpaca"))]
+        split = open_training(config)
+        counts = Counter[str]()
+        for rank in (0, 1):
+            rows = caption_dataset(
+                config,
+                split,
+                split.plan(8, seed=0),
+                Images(None, (2, 4)),
+                TOKENIZER,
+                Share(rank, 2, 2, 3),
+                captions="all",
+            )
+            for loaded in read_all(rows, workers=0):
+                assert not loaded.faults
+                for batch in loaded.batches:
+                    assert isinstance(batch, LanguageBatch)
+                    counts.update(batch.keys)
+                    assert int((batch.labels != IGNORE).sum()) == int((batch.weights > 0).sum())
+        expected = {f"llava-{i + 1}": weight for i in range(23)}
+        assert counts == expected | {f"alpaca-{i + 1}": 1 for i in range(31)}
 
 
 def test_what_is_scored_can_be_another_task_than_was_learnt() -> None:

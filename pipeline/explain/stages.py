@@ -5,8 +5,9 @@ that is what a plan is there to say.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from pipeline.config import Config
 from pipeline.data.settings import check_prepared
@@ -31,7 +32,7 @@ from pipeline.preflight import problems
 from pipeline.prerequisites import shards_missing, unmade
 from pipeline.pretrain import recipes_of_pretraining
 from pipeline.run import export_folder
-from pipeline.talks import MME
+from pipeline.talks import INSTRUCT, MME
 from pipeline.tasks import QUESTIONS, scored
 
 # Records of a split that nobody knows: only ratios of steps come from it.
@@ -229,7 +230,7 @@ def _evaluation(config: Config, world: World, plans: Sequence[PhasePlan]) -> lis
     shared = (
         f"{count(calls)} calls of {settings.batch} records on each of {plural(world.size, 'rank')}"
     )
-    tell = {QUESTIONS: _answering, MME: _answering_mme}.get(asked.data.task, _captioning)
+    tell = _TOLD.get(asked.data.task, _captioning)
     return [*rows, *tell(config, shared)]
 
 
@@ -264,6 +265,23 @@ def _captioning(config: Config, shared: str) -> list[tuple[str, str]]:
         ("metrics", f"{', '.join(settings.metrics) or 'none'} (Java is {java})"),
         ("writes", f"predictions.jsonl, metrics.json and samples.png in {output_folder(config)}"),
     ]
+
+
+def _conversing(config: Config, shared: str) -> list[tuple[str, str]]:
+    settings = config.evaluate
+    beams = f"{plural(settings.beams, 'beam')}, at most {settings.max_new_tokens} tokens"
+    return [
+        ("answers", f"{shared}, to the last question of each conversation, {beams}"),
+        ("also", "loss and perplexity of the true answers"),
+        ("metrics", ", ".join(settings.metrics) or "none"),
+        ("writes", f"predictions.jsonl, metrics.json and samples.png in {output_folder(config)}"),
+    ]
+
+
+# How an evaluation is told, by task; the others are captions.
+_TOLD: Mapping[str, Callable[[Config, str], list[tuple[str, str]]]] = MappingProxyType(
+    {QUESTIONS: _answering, MME: _answering_mme, INSTRUCT: _conversing}
+)
 
 
 def _joined(parts: Sequence[str]) -> str:
