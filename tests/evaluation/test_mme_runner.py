@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.checkpoint import Progress, save_export
 from pipeline.config import Config
@@ -61,6 +62,11 @@ def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     words = [] if request.param == "split words" else [" Yes No"] * 500
     tokenizer = train_tokenizer(["Instruction: Is there?\nResponse:", *words], 300)
     assert (len(tokenizer.encode(" Yes")) == len(tokenizer.encode(" No")) == 1) == bool(words)
+    return with_random_export(made, folder, tokenizer)
+
+
+def with_random_export(made: Config, folder: Path, tokenizer: PreTrainedTokenizerFast) -> Config:
+    """Random weights where the recipe looks for them, and others in an export to be scored."""
     out = Path(made.pretrain.out)
     create_clip(out / "clip", made.pretrain.scratch, tokenizer, seed=0)
     create_llm(out / "llm", made.pretrain.scratch, tokenizer, seed=0)
