@@ -21,7 +21,7 @@ from pipeline.data.conversation_rows import (
     questions_of,
 )
 from pipeline.data.conversations import Conversation
-from pipeline.data.prompts import MakeRows
+from pipeline.data.prompts import MakeRows, Row
 from pipeline.data.reader import RawRecord
 from pipeline.models.families import family
 
@@ -36,14 +36,28 @@ def talk_rows(config: Config, tokenizer: PreTrainedTokenizerBase, kind: Kind) ->
 
     Raises what `template_of` does.
     """
-    rows = ConversationRows(
+    rows = conversation_rows(config, tokenizer)
+    if config.data.task == MME:
+        return MMERows(rows, kind)
+    return InstructRows(rows, config.instruct.caption_question, asks=kind == "asking")
+
+
+def conversation_rows(config: Config, tokenizer: PreTrainedTokenizerBase) -> ConversationRows:
+    """Rows of any conversation, in the recipe's template and the family's layout.
+
+    Raises what `template_of` does.
+    """
+    return ConversationRows(
         template_of(config, tokenizer),
         family(config.family).layout(config, tokenizer),
         max_tokens=config.data.max_tokens,
     )
-    if config.data.task == MME:
-        return MMERows(rows, kind)
-    return InstructRows(rows, config.instruct.caption_question, asks=kind == "asking")
+
+
+def caption_request(config: Config, tokenizer: PreTrainedTokenizerBase) -> Row:
+    """The question for a caption of an image that belongs to no record."""
+    asked = Conversation.asking(config.instruct.caption_question)
+    return conversation_rows(config, tokenizer).prompt(asked, image=True)
 
 
 def template_of(config: Config, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:

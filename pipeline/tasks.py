@@ -23,6 +23,7 @@ from pipeline.talks import (
     TALKS,
     all_talk_texts,
     asked_text,
+    caption_request,
     talk_rows,
     talk_settings,
     talk_texts,
@@ -71,6 +72,8 @@ def scoring_rows(config: Config, tokenizer: PreTrainedTokenizerBase) -> MakeRows
 
 def caption_prompt(config: Config, tokenizer: PreTrainedTokenizerBase) -> Row:
     """What the caption of an image starts from that belongs to no record."""
+    if config.data.task in TALKS:
+        return caption_request(config, tokenizer)
     return row_of(family(config.family).layout(config, tokenizer)([], True), [])
 
 

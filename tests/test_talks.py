@@ -20,6 +20,7 @@ from pipeline.models.scratch import train_tokenizer
 from pipeline.splits import Images, caption_dataset, open_training
 from pipeline.tasks import (
     all_texts,
+    caption_prompt,
     prompt_rows,
     scored,
     scoring_rows,
@@ -84,6 +85,14 @@ def test_a_record_of_another_kind_is_a_fault(task: str) -> None:
     for make in (training_rows, prompt_rows):
         with pytest.raises(ContentFault, match=r"no (conversation|MME questions)"):
             make(recipe("lavin", task), TOKENIZER)(raw, ("a dog",))
+
+
+def test_an_image_of_no_record_is_asked_for_its_caption() -> None:
+    config = recipe("lavin", "instruct")
+    row = caption_prompt(config, TOKENIZER)
+    assert row.ids.count(IMAGE_SLOT) == 6 and set(row.labels) == {IGNORE}
+    captioned = replace(RAW, data={"captions": ["a dog"]})
+    assert prompt_rows(config, TOKENIZER)(captioned, ("a dog",)) == (row,)
 
 
 def test_how_conversations_are_put_is_part_of_what_is_learnt() -> None:

@@ -1,19 +1,16 @@
 """MME's scores: accuracy and accuracy+ of each subtask, their sums, and how often a model says yes.
 
-Pure functions of answers, and the benchmark's result files. An answer that is neither yes nor no is
-wrong, never left out. Knows the whole benchmark's sizes, so that a part of it is seen to be one;
-does not assume that it is whole, nor that files come from us.
+Pure functions of answers; `mme_files.py` reads and writes them. An answer that is neither yes nor no
+is wrong, never left out. Knows the whole benchmark's sizes, so that a part of it is seen to be one;
+does not assume that it is whole.
 
 SOURCE: MME's eval_tool/calculation.py (reading of an answer :23-37, scores :98-113).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-
-from pipeline.errors import DataError
 
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters"),
@@ -253,48 +250,3 @@ def _line(name: str, each: Subtask) -> str:
         f"{name:<22}{each.questions:>10}{each.accuracy:>10.2f}{each.accuracy_plus:>10.2f}"
         f"{each.score:>10.2f}{shares}{each.yes_bias:>+10.1f}"
     )
-
-
-def write_results(folder: Path, answers: Mapping[str, Sequence[Answer]]) -> None:
-    """Write the benchmark's result files, one a subtask, each in one go.
-
-    White space in texts becomes single spaces: a line is an answer, and tabs part its columns.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for subtask, each in answers.items():
-        rows = [(one.image, one.question, one.truth, one.text) for one in each]
-        lines = ["\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows]
-        writing = folder / f".{subtask}.tmp"
-        writing.write_text("".join(lines), encoding="utf-8")
-        writing.replace(folder / f"{subtask}.txt")
-
-
-def read_results(folder: Path) -> dict[str, list[Answer]]:
-    """Read a folder of result files, ours or anybody's: subtask -> answers.
-
-    Raises:
-        DataError: there is none, or a line is no answer.
-    """
-    files = sorted(folder.glob("*.txt"))
-    if not files:
-        raise DataError(f"{folder}: holds no result files of MME (existence.txt and the like)")
-    return {file.stem: _read(file) for file in files}
-
-
-def _read(file: Path) -> list[Answer]:
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from error
-    answers = []
-    for number, line in enumerate(lines, start=1):
-        cells = line.removesuffix("\r").split("\t")
-        if cells == [""]:
-            continue
-        if len(cells) != 4 or cells[2].lower() not in (YES, NO):
-            raise DataError(
-                f"{file}: line {number} is no answer of MME: image, question, Yes or No, and the "
-                "model's text, parted by tabs"
-            )
-        answers.append(Answer(*cells))
-    return answers

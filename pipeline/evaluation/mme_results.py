@@ -17,7 +17,8 @@ from pipeline.data.faults import ContentFault
 from pipeline.data.plan import Plan, items_in_order
 from pipeline.data.reader import RawRecord
 from pipeline.errors import DataError
-from pipeline.evaluation.mme import SUBTASKS, Answer, Scores, score, write_results
+from pipeline.evaluation.mme import SUBTASKS, Answer, Scores, score
+from pipeline.evaluation.mme_files import write_results
 from pipeline.evaluation.results import SAMPLES, output_folder
 from pipeline.splits import Split
 from pipeline.talks import MME

@@ -17,10 +17,9 @@ from pipeline.evaluation.mme import (
     SUBTASKS,
     Answer,
     parse_answer,
-    read_results,
     score,
-    write_results,
 )
+from pipeline.evaluation.mme_files import read_results, write_results
 from tests.helpers import require_shared
 
 

@@ -14,7 +14,8 @@ from pipeline.data.conversation_rows import OPTIONS, MMERows, questions_of
 from pipeline.data.prepare import prepare
 from pipeline.data.prompts import IGNORE
 from pipeline.errors import DataError
-from pipeline.evaluation.mme import Answer, read_results, score
+from pipeline.evaluation.mme import Answer, score
+from pipeline.evaluation.mme_files import read_results
 from pipeline.evaluation.mme_runner import answer_mme
 from pipeline.evaluation.results import output_folder
 from pipeline.models.scratch import create_clip, create_llm, train_tokenizer
