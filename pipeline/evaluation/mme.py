@@ -1,8 +1,8 @@
 """MME's scores: accuracy and accuracy+ of each subtask, their sums, and how often a model says yes.
 
-Pure functions of answers; `mme_files.py` reads and writes them. An answer that is neither yes nor no
-is wrong, never left out. Knows the whole benchmark's sizes, so that a part of it is seen to be one;
-does not assume that it is whole.
+Pure functions of answers; `mme_files.py` reads and writes them. An answer that is neither yes nor
+no is wrong, never left out. Knows the whole benchmark's sizes, so that a part of it is seen to be
+one; does not assume that it is whole.
 
 SOURCE: MME's eval_tool/calculation.py (reading of an answer :23-37, scores :98-113).
 """
