@@ -6,7 +6,7 @@ letter). Every rank makes equally many calls, dummies included, so models in ZeR
 answer too. Reads no answer out of a text and scores nothing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,32 +93,46 @@ def generate_answers(
     return answers
 
 
-def compared(out: MultimodalOutput, batch: LanguageBatch) -> Iterator[tuple[int, int, bool]]:
-    """(number of the record in `keys`, chosen option, whether another was as likely)."""
+def compared(out: MultimodalOutput, batch: LanguageBatch) -> list[tuple[int, int, bool]]:
+    """(number of the record in `keys`, chosen option, whether another was as likely).
+
+    One for each question, in their order; a record may have several.
+    """
     target = batch.labels[:, 1:] != IGNORE  # (R, T - 1)
     together = torch.zeros_like(batch.owner, dtype=torch.bool)  # (R,) all options in one place
+    found: dict[int, tuple[int, int, bool]] = {}  # by question
     if batch.options is not None:
         together = batch.options[:, 0] != NONE
         logits = out.logits[together[target.nonzero()[:, 0]]]
         scores = next_token_scores(logits, batch.options[together])
-        yield from _chosen(batch.owner[together], scores)
+        found |= _chosen(batch, together, scores)
     alone = ~together
     if bool(alone.any()):
         chosen = out.logits.float().log_softmax(-1).gather(1, out.labels[:, None]).squeeze(1)
         log_probs = torch.zeros(target.shape, device=target.device)
         log_probs[target] = chosen
-        owners, question = torch.unique_consecutive(batch.owner[alone], return_inverse=True)
-        yield from _chosen(owners, sequence_scores(log_probs[alone], target[alone], question))
+        _, question = torch.unique_consecutive(batch.question[alone], return_inverse=True)
+        scores = sequence_scores(log_probs[alone], target[alone], question)
+        found |= _chosen(batch, alone & _starts(batch), scores)
+    return [found[question] for question in sorted(found)]
 
 
-def _chosen(owners: Tensor, scores: Tensor) -> Iterator[tuple[int, int, bool]]:
+def _chosen(batch: LanguageBatch, rows: Tensor, scores: Tensor) -> dict[int, tuple[int, int, bool]]:
+    """By question; rows: (R,) one of each question that was scored, scores: (Q, O)."""
     choices = choose(scores)
-    yield from zip(owners.tolist(), choices.index.tolist(), choices.tied.tolist(), strict=True)
+    columns = (batch.owner[rows], choices.index, choices.tied)
+    answers = zip(*(column.tolist() for column in columns), strict=True)
+    return dict(zip(batch.question[rows].tolist(), answers, strict=True))
+
+
+def _starts(batch: LanguageBatch) -> Tensor:
+    """(R,) whether a row is the first of its question."""
+    first = torch.ones_like(batch.question, dtype=torch.bool)
+    first[1:] = batch.question[1:] != batch.question[:-1]
+    return first
 
 
 def _before_the_options(batch: LanguageBatch) -> int:
     """Positions of one row for each question, without the option's own tokens."""
-    first = torch.ones_like(batch.owner, dtype=torch.bool)  # (R,)
-    first[1:] = batch.owner[1:] != batch.owner[:-1]
     shown = (batch.attention_mask.bool() & (batch.labels == IGNORE)).sum(1)  # (R,)
-    return int(shown[first].sum())
+    return int(shown[_starts(batch)].sum())

@@ -19,15 +19,23 @@ from pipeline.models.multimodal import MultimodalLM
 
 @dataclass(frozen=True)
 class Continued:
-    """A batch of prompts, on the model's device, and what was generated behind each record's.
+    """A batch of prompts, on the model's device, and what was generated behind each.
 
-    Attributes: texts: as they were decoded, in the order of `batch.keys`, none for a dummy; ended:
-    whether a text came to its end, or was cut at the most tokens that were allowed.
+    Attributes: texts: as they were decoded, one a row, none for a dummy; ended: whether a text came
+    to its end, or was cut at the most tokens that were allowed.
     """
 
     batch: LanguageBatch
     texts: list[str]
     ended: list[bool]
+
+    def by_record(self) -> dict[str, list[str]]:
+        """Record key -> the texts of its rows in order."""
+        found: dict[str, list[str]] = {key: [] for key in self.batch.keys}
+        owners = self.batch.owner.tolist() if self.batch.keys else []
+        for owner, text in zip(owners, self.texts, strict=True):
+            found[self.batch.keys[owner]].append(text)
+        return found
 
 
 def continuations(
@@ -40,7 +48,7 @@ def continuations(
     dtype: torch.dtype,
     synced: bool = False,
 ) -> Iterator[Continued]:
-    """Greedy or beam search behind this rank's prompt batches (one row a record), one by one."""
+    """Greedy or beam search behind this rank's prompt batches , one by one."""
     ends = end_ids(tokenizer, settings.stop)
     context = context_length(model.llm.config)
     for batch in batches:
@@ -58,9 +66,10 @@ def continuations(
             eos_token_id=ends,
             pad_token_id=ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
             synced_gpus=synced,
-        )[: len(moved.keys)]
+        )[: len(moved.owner) if moved.keys else 0]
         ended = torch.isin(tokens, torch.tensor(ends, device=tokens.device)).any(1)
-        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        # One by one: of no rows batch_decode makes one text.
+        texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
         yield Continued(moved, texts, ended.tolist())
 
 
@@ -74,13 +83,13 @@ def caption_batches(
     dtype: torch.dtype,
     synced: bool = False,
 ) -> dict[str, str]:
-    """Record key -> generated caption in one line, for this rank's prompt batches."""
+    """Record key -> what was generated behind its first prompt, in one line."""
     captions: dict[str, str] = {}
     for each in continuations(
         model, batches, tokenizer, settings, device=device, dtype=dtype, synced=synced
     ):
-        for key, text in zip(each.batch.keys, each.texts, strict=True):
-            captions[key] = " ".join(text.split())
+        for key, texts in each.by_record().items():
+            captions[key] = " ".join(texts[0].split())
     return captions
 
 

@@ -40,16 +40,18 @@ from pipeline.models.placement import Blueprint
 from pipeline.models.quantize import NONE, check_quantization
 from pipeline.models.st import build_st
 from pipeline.phases import encoder_groups, phases_before, segments
-from pipeline.splits import open_split, open_training
-from pipeline.tasks import QUESTIONS, check_answering, question_format
+from pipeline.splits import Split, open_split, open_training
+from pipeline.talks import MME, TALKS, template_of
+from pipeline.tasks import QUESTIONS, check_answering, question_format, scored
 
 Check = Callable[[Config, World, str], None]
 
 
 def check_scores(config: Config) -> None:
     """Metrics that are known, with Java where they need it; a way to answer questions."""
-    if config.data.task == QUESTIONS:
-        check_answering(config)
+    asked = scored(config)
+    check_answering(asked)
+    if asked.data.task in (QUESTIONS, MME):
         return
     check_metrics(config.evaluate.metrics)
 
@@ -88,21 +90,28 @@ def problems(
 
 def _splits(config: Config, world: World, until: str) -> None:
     """The splits that are read are there, and hold records."""
-    named = {"data.train_split": config.data.train_split, "data.val_split": config.data.val_split}
-    if until == "evaluate":
-        scored = {"evaluate.split": config.evaluate.split}
-        # Where an export is scored, nothing is trained.
-        named = {**({} if config.evaluate.export else named), **scored}
-    for key, name in named.items():
-        trains = key == "data.train_split"
-        if not (trains and config.data.mix):
-            _check_name(config, key, name)
-        split = open_training(config) if trains else open_split(config, name)
-        if split.records == 0:
-            raise DataError(
-                f"{key}={name}: {split.place} holds no records; prepare it with some, or name "
-                "another split"
-            )
+    evaluates = until == "evaluate"
+    # Where an export is scored, nothing is trained.
+    if not (evaluates and config.evaluate.export):
+        if not config.data.mix:
+            _check_name(config, "data.train_split", config.data.train_split)
+        _check_records("data.train_split", config.data.train_split, open_training(config))
+        _check_split(config, "data.val_split", config.data.val_split)
+    if evaluates:
+        _check_split(scored(config), "evaluate.split", config.evaluate.split)
+
+
+def _check_split(config: Config, key: str, name: str) -> None:
+    _check_name(config, key, name)
+    _check_records(key, name, open_split(config, name))
+
+
+def _check_records(key: str, name: str, split: Split) -> None:
+    if split.records == 0:
+        raise DataError(
+            f"{key}={name}: {split.place} holds no records; prepare it with some, or name "
+            "another split"
+        )
 
 
 def _check_name(config: Config, key: str, name: str) -> None:
@@ -161,6 +170,8 @@ def _language_model(config: Config, world: World, until: str) -> None:
     tokenizer = load_tokenizer(config.llm)
     check_vocabulary(config.llm, llm, tokenizer)
     end_ids(tokenizer, config.evaluate.stop)
+    if not TALKS.isdisjoint({config.data.task, config.evaluate.task}):
+        template_of(config, tokenizer)
 
 
 def _quantized(config: Config, world: World, until: str) -> None:

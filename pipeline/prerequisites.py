@@ -18,6 +18,7 @@ from pipeline.phases import phases_before
 from pipeline.preflight import check, check_scores
 from pipeline.pretrain import pretrain
 from pipeline.run import effective, run_phase
+from pipeline.tasks import scored
 
 log = logging.getLogger("pipeline")
 
@@ -80,6 +81,8 @@ def shards_missing(config: Config) -> bool:
     shards += [(each.shards, each.split or data.train_split) for each in data.mix]
     if not data.mix:
         shards.append((data.shards, data.train_split))
+    if config.evaluate.task is not None:
+        shards.append((scored(config).data.shards, config.evaluate.split))
     paths = [
         Path(folder.removeprefix("file://")) / split / MANIFEST_NAME
         for folder, split in shards

@@ -29,7 +29,7 @@ from pipeline.models.scratch import create_clip, create_llm, save_clip, save_llm
 from pipeline.provenance import learnt_values
 from pipeline.run import export_folder, run_phase
 from pipeline.splits import Split, open_training
-from pipeline.tasks import QUESTIONS, all_texts, task_settings
+from pipeline.tasks import CAPTIONS, all_texts, task_settings
 
 log = logging.getLogger("pipeline")
 
@@ -110,8 +110,8 @@ def _made_by(derived: Config) -> str:
 
 
 def _asked(config: Config) -> list[object]:
-    """How questions are put, where there are some."""
-    return task_settings(config) if config.data.task == QUESTIONS else []
+    """How questions and conversations are put, where there are some."""
+    return [] if config.data.task == CAPTIONS else task_settings(config)
 
 
 def _check_existing(out: Path, found: str | None, made_by: str) -> None:

@@ -166,11 +166,18 @@ def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
 
 
 def _task_defaults(*sources: DictConfig) -> DictConfig:
-    """What `data.task` wants where nobody says otherwise; an unknown task is found later."""
+    """What the tasks want where nobody says otherwise; an unknown one is found later.
+
+    Evaluation follows `evaluate.task` where that is another than what is learnt, `data.task`.
+    """
     merged = OmegaConf.merge(*sources)
-    task = OmegaConf.select(merged, "data.task", default="captions")
+    learnt = OmegaConf.select(merged, "data.task", default="captions")
+    asked = OmegaConf.select(merged, "evaluate.task") or learnt
     form = OmegaConf.select(merged, "scienceqa.format", default=ScienceQAConfig.format)
-    return OmegaConf.create(dict(task_defaults(str(task), str(form))))
+    wants = dict(task_defaults(str(learnt), str(form)))
+    if asked != learnt:
+        wants["evaluate"] = task_defaults(str(asked), str(form)).get("evaluate", {})
+    return OmegaConf.create(wants)
 
 
 def _check_keys(node: Any, schema: Any, *, where: str, prefix: str = "") -> None:
@@ -219,7 +226,7 @@ def _check_fields(section: Any, prefix: str) -> None:
         for name, entry in entries(value):
             _check_fields(entry, prefix=f"{key}{name}.")
         choices = field.metadata.get("choices")
-        if choices and value not in choices:
+        if choices and value is not None and value not in choices:
             raise ConfigError(f"{key}={value!r} is unknown; {nearest(str(value), choices)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key}={value} must be a finite number")

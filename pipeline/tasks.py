@@ -1,12 +1,13 @@
 """The task of a recipe (`data.task`): what an LM reads and learns of a record.
 
-Captions, or ScienceQA's questions: puts the data's row makers together with the family's layout.
-Shared by training and evaluation. The contrastive phase knows no task: an image tower is adapted to
-a record's captions, which for a question are the question with its choices.
+Captions, ScienceQA's questions, or what `talks.py` does: puts the data's row makers together with
+the family's layout. Shared by training and evaluation. The contrastive phase knows no task: an
+image tower is adapted to a record's captions, which for a question are the question with its
+choices, and for a conversation its answers.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,14 +19,37 @@ from pipeline.data.scienceqa_prompts import LETTERS, Problem, PromptFormat
 from pipeline.data.scienceqa_rows import AskingRows, QuestionRows, ScoringRows, TrainingRows
 from pipeline.errors import ConfigError
 from pipeline.models.families import family
+from pipeline.talks import (
+    TALKS,
+    all_talk_texts,
+    asked_text,
+    caption_request,
+    talk_rows,
+    talk_settings,
+    talk_texts,
+)
 
-QUESTIONS = "scienceqa"
+CAPTIONS, QUESTIONS = "captions", "scienceqa"
+
+
+def scored(config: Config) -> Config:
+    """The recipe as evaluation reads it: with the task and the shards of `evaluate`, where given.
+
+    What was trained, and its fingerprint, is the business of the recipe as it is. Shards that are
+    not named are those that the recipe prepares from the source called like the task.
+    """
+    task, shards = config.evaluate.task, config.evaluate.shards
+    prepared = (each.out for each in config.prepare.values() if each.source == task)
+    shards = shards or next(prepared, None) or config.data.shards
+    return replace(config, data=replace(config.data, task=task or config.data.task, shards=shards))
 
 
 def training_rows(config: Config, tokenizer: PreTrainedTokenizerBase) -> MakeRows:
     """The rows that a record is learnt from."""
     if config.data.task == QUESTIONS:
         return TrainingRows(question_rows(config, tokenizer))
+    if config.data.task in TALKS:
+        return talk_rows(config, tokenizer, "training")
     layout = family(config.family).layout(config, tokenizer)
     return CaptionRows(tokenizer, layout, config.data.max_tokens)
 
@@ -34,16 +58,22 @@ def prompt_rows(config: Config, tokenizer: PreTrainedTokenizerBase) -> MakeRows:
     """The row that generation starts from."""
     if config.data.task == QUESTIONS:
         return AskingRows(question_rows(config, tokenizer))
+    if config.data.task in TALKS:
+        return talk_rows(config, tokenizer, "asking")
     return PromptRows(family(config.family).layout(config, tokenizer))
 
 
 def scoring_rows(config: Config, tokenizer: PreTrainedTokenizerBase) -> MakeRows:
     """The rows in which a question's options are compared."""
+    if config.data.task in TALKS:
+        return talk_rows(config, tokenizer, "scoring")
     return ScoringRows(question_rows(config, tokenizer))
 
 
 def caption_prompt(config: Config, tokenizer: PreTrainedTokenizerBase) -> Row:
     """What the caption of an image starts from that belongs to no record."""
+    if config.data.task in TALKS:
+        return caption_request(config, tokenizer)
     return row_of(family(config.family).layout(config, tokenizer)([], True), [])
 
 
@@ -102,8 +132,10 @@ def way_of_answering(config: Config) -> str:
 def question_text(config: Config, raw: RawRecord) -> str:
     """What is asked of a record, with the choices; nothing where the task is captions.
 
-    Raises ContentFault where the record holds no problem.
+    Raises ContentFault where the record holds nothing of the task.
     """
+    if config.data.task in TALKS:
+        return asked_text(config, raw)
     if config.data.task != QUESTIONS:
         return ""
     problem = Problem.of(raw.data)
@@ -131,19 +163,26 @@ def choice_text(problem: Problem, index: int) -> str:
 
 def task_settings(config: Config) -> list[object]:
     """What decides, beside the data, which texts a model learns from."""
+    if config.data.task in TALKS:
+        return talk_settings(config)
     asks = config.data.task == QUESTIONS
     return [config.data.task, asdict(config.scienceqa) if asks else None]
 
 
 def true_texts(config: Config, raw: RawRecord) -> list[str]:
-    """What the model should say of a record; ContentFault where it holds no problem."""
+    """What the model should say of a record; ContentFault where it holds nothing of the task."""
     if config.data.task == QUESTIONS:
         return [question_format(config).example(Problem.of(raw.data)).target_text.strip()]
+    if config.data.task in TALKS:
+        return talk_texts(config, raw)
     return list(raw.data["captions"])
 
 
 def all_texts(config: Config, raw: RawRecord) -> Iterator[str]:
-    """All that a tokenizer should know of a record; ContentFault where it holds no problem."""
+    """All that a tokenizer should know of a record; raises what `true_texts` does."""
+    if config.data.task in TALKS:
+        yield from all_talk_texts(config, raw)
+        return
     yield from raw.data["captions"]
     if config.data.task == QUESTIONS:
         example = question_format(config).example(Problem.of(raw.data))

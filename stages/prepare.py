@@ -4,6 +4,8 @@ python stages/prepare.py source=coco images=DIR annotations=[FILE,...] split=tra
 python stages/prepare.py source=coco images=DIR karpathy=dataset_coco.json out=DIR
 python stages/prepare.py source=flickr8k images=DIR captions=FILE split_lists=DIR out=DIR
 python stages/prepare.py source=folder images=DIR captions=FILE out=DIR
+python stages/prepare.py source=instruct annotations=[FILE,...] images=DIR held_out=0.01 out=DIR
+python stages/prepare.py source=mme images=DIR out=DIR
 python stages/prepare.py source=webdataset shards=DIR out=DIR    indexes shards that are there
 python stages/prepare.py source=webdataset 'shards=s3://bucket/cc3m/{000..331}.tar' out=DIR
 python stages/prepare.py source=scenes style=general out=DIR

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.captioning import caption_batches, end_ids
+from pipeline.captioning import caption_batches, continuations, end_ids
 from pipeline.config import EvaluateConfig
 from pipeline.data.collate import LanguageCollator, Sample
 from pipeline.data.prompts import row_of
@@ -39,6 +39,26 @@ def captions(tokenizer: PreTrainedTokenizerFast, **settings: object) -> dict[str
     return caption_batches(
         model, [collate(samples)], tokenizer, chosen, device=CPU, dtype=torch.float32
     )
+
+
+def test_a_record_has_a_text_for_each_of_its_rows_and_a_dummy_none(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model = tiny.multimodal(tiny.gpt2(vocab_size=len(WORDS), bos_token_id=7, eos_token_id=7))
+    slots = [IMAGE_SLOT] * tiny.PREFIX
+    rows = tuple(row_of([*slots, *words], []) for words in ([0], [1, 2, 3]))
+    collate = LanguageCollator((tiny.FEATURE,), 7, row_of(slots, [7]), left=True)
+    dummy = LanguageCollator((tiny.FEATURE,), 7, row_of([0], [7]), left=True)([])
+    features = torch.randn(2, tiny.FEATURE)
+    two = [Sample("a", 0, (), features[0], rows), Sample("b", 1, (), features[1], rows[:1])]
+    chosen, how = EvaluateConfig(beams=1, max_new_tokens=5), {"device": CPU, "dtype": torch.float32}
+    found = list(continuations(model, [collate(two), dummy], tokenizer, chosen, **how))
+    assert [len(each.texts) for each in found] == [3, 0]
+    assert found[0].by_record().keys() == {"a", "b"} and found[1].by_record() == {}
+    for row, text in zip(rows, found[0].by_record()["a"], strict=True):
+        alone = collate([Sample("a", 0, (), features[0], (row,))])
+        (one,) = continuations(model, [alone], tokenizer, chosen, **how)
+        assert one.texts == [text]
 
 
 @pytest.mark.parametrize("stop", ["the", "mat"])

@@ -13,6 +13,7 @@ from pipeline.ds_config import read_ds_config
 from pipeline.engine import layout_of
 from pipeline.explain.activations import kept_bytes, language_activations
 from pipeline.explain.budget import need
+from pipeline.explain.data import training_outlook
 from pipeline.explain.parts import census
 from pipeline.explain.resolved import resolved_recipe
 from pipeline.explain.sketches import with_sketches
@@ -28,7 +29,7 @@ from pipeline.phases import Segment, encoder_groups, part_groups, segments
 from pipeline.progress import Progress
 from pipeline.provenance import identity_of_phase
 from pipeline.recipe import load_recipe
-from tests.helpers import REPOSITORY
+from tests.helpers import REPOSITORY, require_shared
 from tests.models.tiny import gpt2, multimodal
 from tests.small import build
 from tests.stored import put_checkpoint
@@ -332,11 +333,38 @@ def test_stages_without_a_phase_have_a_plan_too(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.shared
+def test_a_mixture_that_is_still_to_be_prepared_is_planned(tmp_path: Path) -> None:
+    require_shared("data", "instruct")
+    config = load_recipe(["recipe=lavin_chat_small", f"paths.shards={tmp_path / 'chat'}"])
+    found = training_outlook(config)
+    assert not found.there and found.records == 383 + 964 + 4 * 6
+    assert "mixed of coco, alpaca, conversations" in found.detail
+    config.make_missing = False
+    assert training_outlook(config).records is None
+
+
+def test_an_evaluation_of_another_task_is_planned_by_its_own_shards(
+    there: Config, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    (tmp_path / "mme" / "OCR").mkdir(parents=True)
+    (tmp_path / "mme" / "OCR" / "1.txt").write_text("One?\tYes\nTwo?\tNo\n")
+    (tmp_path / "mme" / "OCR" / "1.jpg").write_bytes(b"not opened")
+    arguments = [f"recipe={there.recipe}", "--plan", "make_missing=true", "task=mme"]
+    entry = f"{{source: mme, images: {tmp_path}/mme, out: {tmp_path}/asked}}"
+    text = run_stage("evaluate", [*arguments, f"prepare.mme={entry}"], monkeypatch, capsys)
+    assert "test: 1 record, would be prepared first from mme" in text
+    assert "generated, at most" in text and "evaluate/mme-test" in text
+    assert not (tmp_path / "asked").exists()
+
+
 @pytest.mark.parametrize(
     ("recipe", "trained"),
     [
         ("lavin_scienceqa_7b", 3_781_296),  # as published: 3.8 M
         ("lavin_scienceqa_13b", 5_390_080),  # 5.4 M
+        ("lavin_chat_7b", 3_781_296),
+        ("lavin_chat_13b", 5_390_080),
         ("llama_adapter_scienceqa_7b", 1_229_760 + 567_396),  # 1.8 M
     ],
 )

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 from pipeline.config.checkpoints import CheckpointsConfig
 from pipeline.config.data import (
+    TASKS,
     DataConfig,
+    InstructConfig,
     MixConfig,
     PrepareConfig,
     RemoteConfig,
@@ -47,6 +49,7 @@ from pipeline.config.phases import (
 __all__ = [
     "PARTS",
     "PHASES",
+    "TASKS",
     "CaptionConfig",
     "CheckpointsConfig",
     "Config",
@@ -55,6 +58,7 @@ __all__ = [
     "EncoderConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "InstructConfig",
     "LLMConfig",
     "LLMTuneConfig",
     "LanguagePhaseConfig",
@@ -102,6 +106,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     scienceqa: ScienceQAConfig = field(default_factory=ScienceQAConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
+    instruct: InstructConfig = field(default_factory=InstructConfig)
     encoder_adapt: EncoderAdaptConfig = field(default_factory=EncoderAdaptConfig)
     st_align: STAlignConfig = field(default_factory=STAlignConfig)
     llm_tune: LLMTuneConfig = field(default_factory=LLMTuneConfig)

@@ -6,23 +6,32 @@ from typing import Any
 
 from pipeline.config.fields import not_negative, one_of, path, positive
 
+TASKS = ("captions", "scienceqa", "instruct", "mme")
+
 
 def task_defaults(task: str, form: str) -> Mapping[str, Any]:
     """What a task wants where the recipe does not say; before the recipe, after the defaults below.
 
     Questions are answered greedily, as LLaMA-Adapter's; 64 tokens hold an answer and the beginning
     of what follows (LaVIN's --max_gen_len), 512 an explanation and the answer behind it (the
-    benchmark's run_gpt3.py --max_tokens).
+    benchmark's run_gpt3.py --max_tokens). MME's yes and no are in the first of 20 (LaVIN's
+    eval_mme.py).
 
     Args:
         task: `data.task`; an unknown one has no defaults.
         form: `scienceqa.format`.
     """
-    if task != "scienceqa":
-        return {}
     answers_first = form.partition("-")[2].startswith("A")
-    generation = {"beams": 1, "max_new_tokens": 64 if answers_first else 512}
-    return {"data": {"max_tokens": 640}, "evaluate": generation}
+    lengths = {  # of a row, of an answer
+        "scienceqa": (640, 64 if answers_first else 512),
+        "instruct": (1024, 256),
+        "mme": (256, 20),
+    }
+    if task not in lengths:
+        return {}
+    row, answer = lengths[task]
+    generation = {"beams": 1, "max_new_tokens": answer}
+    return {"data": {"max_tokens": row}, "evaluate": generation}
 
 
 @dataclass
@@ -53,15 +62,17 @@ class RemoteConfig:
 class DataConfig(RemoteConfig):
     """Where the records are and how they are read."""
 
-    # what an LM learns of a record: its captions, or to answer its question (see `scienceqa`)
-    task: str = one_of("captions", "captions", "scienceqa")
+    # what an LM learns of a record: its captions, to answer its question (see `scienceqa`), the
+    # answers of its conversation (see `instruct`), or yes and no to MME's questions
+    task: str = one_of("captions", *TASKS)
     shards: str = path()  # folder, or http(s):// or s3:// URL, with a sub-folder for each split
     mix: list[MixConfig] = field(default_factory=list)  # trained on instead of shards' train_split
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"
-    # longest text in tokens, EOS included; the rest is cut, counted. Of a question's row it counts
-    # all positions, image slots too, and is 640 by default
+    # longest text in tokens, EOS included; the rest is cut, counted. Of questions and conversations
+    # it counts all positions of a row, image slots too: 640 by default for scienceqa, 1024 for
+    # instruct, 256 for mme
     max_tokens: int = positive(64)
     lanes: int = positive(64)  # the plan's parallel streams; part of the data order
     window: int = positive(1024)  # records shuffled together within a lane
@@ -86,18 +97,31 @@ class ScienceQAConfig:
 
 
 @dataclass
+class InstructConfig:
+    """How conversations are put (`data.task: instruct` and `mme`)."""
+
+    # "Instruction: ... Response: ..." of LaVIN, or the chat template that the LLM's tokenizer has
+    template: str = one_of("lavin", "lavin", "tokenizer")
+    # what the captions of a record without conversation answer, where a set of them is mixed in
+    caption_question: str = "Describe this image in one sentence."
+
+
+@dataclass
 class PrepareConfig(RemoteConfig):
     """One data set to be written as shards, or shards of others to be indexed."""
 
-    # coco, flickr8k, folder, scenes, scienceqa, or webdataset (shards of others)
+    # coco, flickr8k, folder, instruct, mme, scenes, scienceqa, or webdataset (shards of others)
     source: str = ""
     out: str = path()  # folder; each split becomes a sub-folder
-    # coco, flickr8k, folder: the image folder; scienceqa: the folder above train/, val/ and test/
+    # coco, flickr8k, folder: the image folder; scienceqa: the folder above train/, val/ and test/;
+    # mme: the benchmark's folder, with the questions too; instruct: where image names start from
     images: str = path()
-    # coco: annotation JSON files
+    # coco: annotation JSON files; instruct: files of conversations, .json or .jsonl
     annotations: list[str] = field(default_factory=list, metadata={"path": True})
     karpathy: str = path()  # coco: dataset_coco.json, whose splits (and sentences) are used
-    split: str = "train"  # coco without karpathy and lists, folder without a column, webdataset
+    # coco without karpathy and lists, folder without a column, instruct, webdataset
+    split: str = "train"
+    held_out: float = not_negative(0.0)  # instruct: share of the conversations that goes to `val`
     # flickr8k: captions.txt; folder: a .csv, .tsv, .jsonl or .json file; scienceqa: captions.json,
     # may be left out
     captions: str = path()

@@ -12,6 +12,11 @@ def one_of(default: str, *choices: str) -> Any:
     return field(default=default, metadata={"choices": choices})
 
 
+def null_or_one_of(*choices: str) -> Any:
+    """As `one_of`, and null, which is the default."""
+    return field(default=None, metadata={"choices": choices})
+
+
 def not_negative(default: float | None) -> Any:
     """A number field whose value must be zero or more (or null, where that is the default)."""
     return field(default=default, metadata={"not_negative": True})

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.config.fields import not_negative, one_of, path, positive
+from pipeline.config.data import TASKS
+from pipeline.config.fields import not_negative, null_or_one_of, one_of, path, positive
 from pipeline.config.phases import EncoderAdaptConfig, LLMTuneConfig
 
 
@@ -11,6 +12,11 @@ class EvaluateConfig:
     """Captioning a split, or answering its questions, and the scores."""
 
     split: str = "test"
+    # what is scored where it is not what the model learnt: another data.task; null = the recipe's
+    task: str | None = null_or_one_of(*TASKS)
+    # its folder, as data.shards; null = what the recipe prepares from the source of that name, or
+    # data.shards
+    shards: str | None = path(None)
     # null loads the whole model on every rank, which is many times faster; zero3 partitions one
     # that does not fit (stages below 3 partition nothing that inference has)
     ds_config: str | None = path(None)
@@ -20,7 +26,8 @@ class EvaluateConfig:
     # before its explanation; or generated text, read where it says "The answer is X."
     answers: str = one_of("likelihood", "likelihood", "generate")
     beams: int = positive(5)  # of questions 1 by default: greedy
-    # of questions 64 by default, 512 where scienceqa.format explains before it answers
+    # of questions 64 by default, 512 where scienceqa.format explains before it answers; of MME's
+    # 20, of conversations 256
     max_new_tokens: int = positive(40)
     length_penalty: float = 1.0  # 1 = mean log-probability, as the reference
     stop: str | None = None  # a text of one token that ends a caption and stays in it; null = EOS

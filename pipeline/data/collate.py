@@ -7,6 +7,7 @@ record (where the image goes, what is a target) were made before (`prompts.py`).
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class LanguageBatch:
     keys: tuple[str, ...] = ()
     cut: int = 0  # rows whose text was longer than allowed
     owner: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # (R,) in keys
+    # (R,) number of the question in the batch; rows of one are compared with each other
+    question: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     options: Tensor | None = None  # (R, O) token ids to be scored, NONE where there are fewer
 
     def text_positions(self) -> tuple[int, int]:
@@ -132,6 +135,7 @@ class LanguageCollator:
             keys=tuple(sample.key for sample in samples),
             cut=sum(row.cut for row in rows),
             owner=torch.tensor(owner),
+            question=_numbered(list(zip(owner, (row.question for row in rows), strict=True))),
             options=_options([row.options for row in rows]),
         )
 
@@ -187,6 +191,12 @@ class ContrastiveCollator:
         length = tokens.shape[1]
         longer = self.tokenize([texts[i] for i in full], context_length=length + 1)
         return int((longer[:, :length] != tokens[full]).any(dim=1).sum())
+
+
+def _numbered(questions: Sequence[tuple[int, int]]) -> Tensor:
+    """(R,) numbers from 0, a new one wherever (record, question) changes."""
+    changes = [int(a != b) for a, b in pairwise([questions[0], *questions])]
+    return torch.tensor(changes).cumsum(0)
 
 
 def _options(rows: Sequence[Sequence[int]]) -> Tensor | None:

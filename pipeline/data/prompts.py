@@ -25,6 +25,7 @@ class Row:
 
     `weights`, of the same length, is what each target counts in the loss; None: 1 each. `options`,
     where a row is to be scored: the tokens of which one stands in the place of its only target.
+    `question`: rows of a record that are compared with one another have the same.
     """
 
     ids: list[int]
@@ -32,6 +33,7 @@ class Row:
     cut: bool = False
     weights: list[float] | None = None
     options: tuple[int, ...] = ()
+    question: int = 0
 
 
 # A record and those of its captions that count -> its rows; ContentFault where it has none.

@@ -9,14 +9,15 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, takewhile
+from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.faults import ContentFault
-from pipeline.data.prompts import IGNORE, Layout, Row, row_of
+from pipeline.data.prompts import IGNORE, Layout, Row
 from pipeline.data.reader import RawRecord
 from pipeline.data.scienceqa_prompts import Example, Problem, PromptFormat
+from pipeline.data.tokens import common, continuation, encode, option_rows, split_options
 
 _SHORTENED = ("hint", "lecture", "solution")  # in this order
 
@@ -105,8 +106,8 @@ class QuestionRows:
         answers = []
         for number in range(len(problem.choices)):
             example = self._answer_alone.example(replace(problem, answer=number))
-            answers.append(_continuation(self.tokenizer, example.prompt_text, example.target_text))
-        stem, options = _split(answers)
+            answers.append(continuation(self.tokenizer, example.prompt_text, example.target_text))
+        stem, options = split_options(answers)
         return OptionRow(_untrained([*self._asked(problem, image), *stem], cut), options)
 
     @property
@@ -119,7 +120,7 @@ class QuestionRows:
 
     def _asked(self, problem: Problem, image: bool) -> list[int]:
         """All that comes before the target."""
-        return self.layout(_encode(self.tokenizer, self.form.example(problem).prompt_text), image)
+        return self.layout(encode(self.tokenizer, self.form.example(problem).prompt_text), image)
 
     def _fit_unanswered(self, problem: Problem, image: bool) -> tuple[Problem, bool]:
         """The problem as at test time: with room for an answer and EOS, whichever is right."""
@@ -185,59 +186,21 @@ class ScoringRows:
     def __call__(self, raw: RawRecord, captions: Sequence[str]) -> tuple[Row, ...]:
         """Raises what `QuestionRows.options` and `Problem.of` do."""
         scored = self.questions.options(Problem.of(raw.data), image=raw.image is not None)
-        rows = [row_of(scored.row.ids, option, cut=scored.row.cut) for option in scored.options]
-        if any(len(option) > 1 for option in scored.options):
-            return tuple(rows)
-        # Whichever letter stands in that place: a causal model sees none of it.
-        return (replace(rows[0], options=tuple(option[0] for option in scored.options)),)
+        return option_rows(scored.row.ids, scored.options, cut=scored.row.cut)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
     """An example in tokens; a token that spans two pieces of the target counts to the later one."""
     prompt = example.prompt_text
-    whole = _continuation(tokenizer, prompt, example.target_text)
+    whole = continuation(tokenizer, prompt, example.target_text)
     bounds, text = [0], ""
     for piece in example.target[:-1]:
         text += piece.text
-        end = _common(_continuation(tokenizer, prompt, text), whole)
+        end = common(continuation(tokenizer, prompt, text), whole)
         bounds.append(max(end, bounds[-1]))
     target = [whole[start:end] for start, end in pairwise([*bounds, len(whole)])]
-    return Tokens(_encode(tokenizer, prompt), target)
+    return Tokens(encode(tokenizer, prompt), target)
 
 
 def _untrained(ids: list[int], cut: bool) -> Row:
     return Row(ids, [IGNORE] * len(ids), cut)
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False))
-
-
-def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
-    """The tokens of `text` behind a prompt whose tokens stay as they are without it.
-
-    Tokenizers differ in what they do to the start of a text, so it is not tokenised by itself,
-    unless the last token of the prompt would grow into it.
-    """
-    before, whole = _encode(tokenizer, prompt), _encode(tokenizer, prompt + text)
-    if whole[: len(before)] == before:
-        return whole[len(before) :]
-    return _encode(tokenizer, text)
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids two lists begin with alike."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
-
-
-def _split(answers: Sequence[list[int]]) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
-    """What all answers begin with, and what each goes on with, without their common end."""
-    begin = _shared(answers)
-    rest = [each[begin:] for each in answers]
-    end = _shared([each[::-1] for each in rest])
-    return answers[0][:begin], tuple(tuple(each[: len(each) - end]) for each in rest)
-
-
-def _shared(lists: Sequence[list[int]]) -> int:
-    """How many ids all lists begin with alike, at least one of each left over."""
-    return min(min(map(len, lists)) - 1, *(_common(lists[0], each) for each in lists[1:]))

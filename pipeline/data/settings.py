@@ -15,6 +15,7 @@ from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.remote import is_remote
 from pipeline.data.sources.coco import coco_list_files
 from pipeline.data.sources.flickr8k import split_list_files
+from pipeline.data.sources.mme import question_files
 from pipeline.errors import DataError
 
 SETTINGS_NAME = "prepare.json"
@@ -26,6 +27,7 @@ _OWN = {
     "folder": ("image_column", "caption_column", "split_column"),
     "scenes": ("style", "wording", "image_size"),
     "scienceqa": ("resplit",),
+    "instruct": ("held_out",),
 }
 
 
@@ -117,6 +119,8 @@ def _input_files(cfg: PrepareConfig) -> list[Path]:
     names: list[str] = []
     if cfg.source == "coco":
         names = [cfg.karpathy] if cfg.karpathy else list(cfg.annotations)
+    elif cfg.source == "instruct":
+        names = list(cfg.annotations)
     elif cfg.source in ("flickr8k", "folder"):
         names = [cfg.captions]
     elif cfg.source == "scienceqa":
@@ -126,4 +130,6 @@ def _input_files(cfg: PrepareConfig) -> list[Path]:
         files += split_list_files(Path(cfg.split_lists).expanduser()).values()
     if cfg.source == "coco" and cfg.split_lists:
         files += coco_list_files(Path(cfg.split_lists).expanduser()).values()
+    if cfg.source == "mme":
+        files += question_files(Path(cfg.images).expanduser())
     return files

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.config import PHASES
+from pipeline.config import PHASES, TASKS
 from pipeline.errors import DataError
 from pipeline.evaluation.compare_questions import answers_table
 from pipeline.evaluation.tables import MISSING, count_text, row, score_text, table
@@ -21,6 +21,7 @@ from pipeline.evaluation.tables import MISSING, count_text, row, score_text, tab
 DEFAULT_SPLIT = "test"
 # Shown even where neither run has them, so that a missing score is seen to be missing.
 EXPECTED_SCORES = ("CIDEr", "Bleu_4", "METEOR", "ROUGE_L")
+ANSWERED = {"Perception"}  # scores of answers to questions, which captions do not have
 
 Record = Mapping[str, Any]
 
@@ -98,9 +99,11 @@ def _split_table(split: str, base: _Run, eim: _Run) -> str:
     if any(each is not None and "benchmark" in each for each in measured):
         return answers_table(split, *measured)
     left, right = map(_scores, measured)
-    names = dict.fromkeys([f"{split} loss", *EXPECTED_SCORES, *left, *right])
+    asked = not ANSWERED.isdisjoint({*left, *right})
+    expected = () if asked else EXPECTED_SCORES
+    names = dict.fromkeys([f"{split} loss", *expected, *left, *right])
     names.pop("loss", None)
-    if not any("_r" in key and key[:3] in ("i2t", "t2i") for key in names):
+    if not asked and not any("_r" in key and key[:3] in ("i2t", "t2i") for key in names):
         names["retrieval recall"] = None
     left[f"{split} loss"], right[f"{split} loss"] = left.pop("loss", None), right.pop("loss", None)
     records = [_records(each) for each in measured]
@@ -194,10 +197,18 @@ def _missing_notes(eim: _Run, base: _Run, splits: Iterable[str]) -> list[str]:
                 notes.append(f"  {label}, {phase}: {command}")
         for split in splits:
             if split not in run.splits:
-                choice = "" if split == DEFAULT_SPLIT else f" evaluate.split={split}"
-                command = f"deepspeed stages/evaluate.py{selection}{choice}{extra}"
+                command = f"deepspeed stages/evaluate.py{selection}{_chosen(split)}{extra}"
                 notes.append(f"  {label}, {split} split: {command}")
     return notes
+
+
+def _chosen(name: str) -> str:
+    """The arguments that evaluate what lies in the folder of that name, see `output_folder`."""
+    task, _, split = name.partition("-")
+    if task not in TASKS:
+        task, split = "", name
+    named = f" task={task}" if task else ""
+    return named if split == DEFAULT_SPLIT else f"{named} evaluate.split={split}"
 
 
 def _selection(config: DictConfig) -> str:

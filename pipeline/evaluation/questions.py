@@ -21,7 +21,7 @@ from pipeline.evaluation.loading import (
 )
 from pipeline.evaluation.question_results import write_answers
 from pipeline.splits import Split, open_split
-from pipeline.tasks import check_answering, way_of_answering
+from pipeline.tasks import check_answering, scored, way_of_answering
 from pipeline.validation import language_metrics, skipped_over_ranks
 
 log = logging.getLogger("pipeline")
@@ -37,9 +37,10 @@ def answer_questions(config: Config, world: World) -> dict[str, Any]:
             to be compared.
         DataError: two records are the same question.
     """
-    check_answering(config)
+    check_answering(scored(config))
     settings = config.evaluate
     export = chosen_export(config, world)
+    config = scored(config)
     split = open_split(config, settings.split)
     log.info("evaluate      %s on %s (%d questions)", export, settings.split, split.records)
     log.info("evaluate      answers: %s", way_of_answering(config))

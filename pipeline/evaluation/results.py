@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.errors import DataError
 from pipeline.evaluation.captions import score, spice_score
 from pipeline.evaluation.spice import how_to_get_spice, spice_models
 from pipeline.splits import Split
+from pipeline.tasks import question_text, true_texts
 
 log = logging.getLogger("pipeline")
 
@@ -29,8 +31,10 @@ SAMPLES = 20  # on the sheet
 
 
 def output_folder(config: Config) -> Path:
-    """Where an evaluation of the recipe's split goes."""
-    return Path(config.runs, config.name, "evaluate", config.evaluate.split)
+    """Where an evaluation of the recipe's split goes; of another task's, apart from its own."""
+    settings = config.evaluate
+    name = settings.split if settings.task is None else f"{settings.task}-{settings.split}"
+    return Path(config.runs, config.name, "evaluate", name)
 
 
 def announce_spice(settings: EvaluateConfig) -> None:
@@ -59,7 +63,8 @@ def write_results(
         DataError: no record could be captioned.
     """
     items = items_in_order(plan)
-    references = References(split.reader, items)
+    texts, asked = partial(true_texts, config), partial(question_text, config)
+    references = References(split.reader, items, texts, asked)
     truth = references.captions()
     scored = {key: text for key, text in predictions.items() if key in truth}
     if not scored:

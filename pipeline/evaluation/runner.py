@@ -29,6 +29,7 @@ from pipeline.export_files import ExportTensors, read_export
 from pipeline.objectives import ContrastiveTask
 from pipeline.run import export_folder
 from pipeline.splits import Split, open_split, pair_dataset, share_of
+from pipeline.tasks import CAPTIONS, scored
 from pipeline.validation import language_metrics, retrieval_features, skipped_over_ranks
 
 log = logging.getLogger("pipeline")
@@ -43,6 +44,7 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     check_metrics(settings.metrics)
     announce_spice(settings)
     export = chosen_export(config, world)
+    config = scored(config)
     split = open_split(config, settings.split)
     log.info("evaluate      %s on %s (%d records)", export, settings.split, split.records)
     began = time.perf_counter()
@@ -84,6 +86,8 @@ def _retrieval(
     config: Config, split: Split, export: Path, dtype: torch.dtype, world: World
 ) -> dict[str, float]:
     """Recall of the model's own image tower and, where encoder_adapt was run, its text tower."""
+    if config.data.task != CAPTIONS:
+        return {}
     tensors = ExportTensors(export)
     named = config.evaluate.export is not None
     if named and any(name.startswith("encoder.") for name in tensors):

@@ -13,6 +13,7 @@ from pipeline.explain.parts import Census
 from pipeline.explain.text import UNKNOWN, count, plural, rate
 from pipeline.models.families import family
 from pipeline.phases import Segment
+from pipeline.talks import TALKS
 from pipeline.tasks import QUESTIONS
 
 
@@ -63,6 +64,9 @@ def course(config: Config, plan: PhasePlan, train: Outlook, world: World) -> lis
         if config.data.task == QUESTIONS:
             asked = config.scienceqa.format
             text = f"{asked}, at most {config.data.max_tokens} tokens, {places} of an image"
+        elif config.data.task in TALKS:
+            put = f"{config.data.task} in the template '{config.instruct.template}'"
+            text = f"{put}, at most {config.data.max_tokens} tokens, {places} of an image"
         rows.append(("a row", text))
     rows.append(("validation", _validation(phase)))
     return rows

@@ -47,7 +47,25 @@ def training_outlook(config: Config) -> Outlook:
     try:
         return _seen(open_training(config))
     except UserError as error:
-        return Outlook(None, None, None, str(error), False)
+        planned = _planned_mix(config) if config.make_missing else None
+        return planned or Outlook(None, None, None, str(error), False)
+
+
+def _planned_mix(config: Config) -> Outlook | None:
+    """The mixture of sets that are there or would be prepared; None where one is neither."""
+    records = shards = 0
+    captions = 0.0
+    for each in config.data.mix:
+        alone = replace(config, data=replace(config.data, shards=each.shards, mix=[]))
+        found = outlook(alone, each.split or config.data.train_split)
+        if found.records is None or found.shards is None:
+            return None
+        counted = round(each.weight * found.records)
+        records, shards = records + counted, shards + found.shards
+        captions += counted * found.captions_or_assumed
+    names = ", ".join(each.label for each in config.data.mix)
+    line = f"{plural(records, 'record')}, mixed of {names}; what is missing is prepared first"
+    return Outlook(records, shards, captions / max(records, 1), line, False)
 
 
 def outlook(config: Config, name: str) -> Outlook:

@@ -5,8 +5,9 @@ that is what a plan is there to say.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from pipeline.config import Config
 from pipeline.data.settings import check_prepared
@@ -33,7 +34,8 @@ from pipeline.preflight import problems
 from pipeline.prerequisites import shards_missing, unmade
 from pipeline.pretrain import recipes_of_pretraining
 from pipeline.run import export_folder
-from pipeline.tasks import QUESTIONS
+from pipeline.talks import INSTRUCT, MME
+from pipeline.tasks import QUESTIONS, scored
 
 # Records of a split that nobody knows: only ratios of steps come from it.
 _NOMINAL = 10**6
@@ -204,8 +206,8 @@ def _prepared_otherwise(config: Config) -> Iterator[str]:
 
 
 def _evaluation(config: Config, world: World, plans: Sequence[PhasePlan]) -> list[tuple[str, str]]:
-    settings = config.evaluate
-    split = outlook(config, settings.split)
+    settings, asked = config.evaluate, scored(config)
+    split = outlook(asked, settings.split)
     records = split.records
     if records is not None and settings.records is not None:
         records = min(records, settings.records)
@@ -220,9 +222,23 @@ def _evaluation(config: Config, world: World, plans: Sequence[PhasePlan]) -> lis
     shared = (
         f"{count(calls)} calls of {settings.batch} records on each of {plural(world.size, 'rank')}"
     )
-    if config.data.task == QUESTIONS:
+    if asked.data.task == QUESTIONS:
         return [*rows, *describe_answers(config, records, shared)]
-    return [*rows, *_captioning(config, shared)]
+    tell = _TOLD.get(asked.data.task, _captioning)
+    return [*rows, *tell(config, shared)]
+
+
+def _answering_mme(config: Config, shared: str) -> list[tuple[str, str]]:
+    return [
+        ("answers", f"{shared}: generated, at most {config.evaluate.max_new_tokens} tokens"),
+        ("also", "yes against no by likelihood; loss and perplexity of the true answers"),
+        ("scores", "accuracy and accuracy+ of each subtask, perception and cognition"),
+        (
+            "writes",
+            "answers/ and answers_likelihood/ (the benchmark's result files), metrics.json and "
+            f"samples.png in {output_folder(config)}",
+        ),
+    ]
 
 
 def _captioning(config: Config, shared: str) -> list[tuple[str, str]]:
@@ -234,6 +250,23 @@ def _captioning(config: Config, shared: str) -> list[tuple[str, str]]:
         ("metrics", f"{', '.join(settings.metrics) or 'none'} (Java is {java})"),
         ("writes", f"predictions.jsonl, metrics.json and samples.png in {output_folder(config)}"),
     ]
+
+
+def _conversing(config: Config, shared: str) -> list[tuple[str, str]]:
+    settings = config.evaluate
+    beams = f"{plural(settings.beams, 'beam')}, at most {settings.max_new_tokens} tokens"
+    return [
+        ("answers", f"{shared}, to the last question of each conversation, {beams}"),
+        ("also", "loss and perplexity of the true answers"),
+        ("metrics", ", ".join(settings.metrics) or "none"),
+        ("writes", f"predictions.jsonl, metrics.json and samples.png in {output_folder(config)}"),
+    ]
+
+
+# How an evaluation is told, by task; the others are captions.
+_TOLD: Mapping[str, Callable[[Config, str], list[tuple[str, str]]]] = MappingProxyType(
+    {MME: _answering_mme, INSTRUCT: _conversing}
+)
 
 
 def _joined(parts: Sequence[str]) -> str:

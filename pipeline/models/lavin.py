@@ -138,8 +138,8 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
     check_decoder(config)
     _check_adapter(cfg.lavin.adapter)
     limit = context_length(config)
-    # A question's row is counted whole; before a caption's tokens stand the image's.
-    before = 1 if cfg.data.task == "scienceqa" else 1 + slots(cfg) + _MOST_OPENING
+    # Before a caption's tokens stand the image's; other tasks count a row whole.
+    before = 1 + slots(cfg) + _MOST_OPENING if cfg.data.task == "captions" else 1
     if limit is not None and cfg.data.max_tokens + before > limit:
         raise ConfigError(
             f"data.max_tokens: {cfg.data.max_tokens} tokens and the {before} that may come before "

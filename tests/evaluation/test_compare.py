@@ -198,3 +198,15 @@ def test_a_reader_that_has_seen_enough_is_no_error(runs: Path) -> None:
         report.stdout.close()
         assert report.stderr.read() == ""
     assert report.returncode == 0
+
+
+def test_scores_on_another_task_are_compared_and_their_command_is_named(runs: Path) -> None:
+    scores = {"Perception": 900.0, "Cognition": 240.0, "OCR": 100.0}
+    found = {"split": "test", "records": 21, "scores": scores, "loss": 2.0}
+    write(runs / "quick" / "evaluate" / "mme-test" / "metrics.json", found)
+    text = compare(runs, "quick", "quick-baseline")
+    assert row(text, "Perception") == ["-", "900.0000", "-"]
+    (title,) = [line for line in text.splitlines() if "mme-test split" in line and "Scores" in line]
+    table = text[text.index(title) :].split("\n\n")[0]
+    assert "CIDEr" not in table and "recall" not in table
+    assert "stages/evaluate.py task=mme baseline=true" in text

@@ -11,6 +11,8 @@ from pipeline.config import PrepareConfig
 from pipeline.data.sources.coco import load_coco
 from pipeline.data.sources.flickr8k import load_flickr8k
 from pipeline.data.sources.folder import load_folder
+from pipeline.data.sources.instruct import load_instruct
+from pipeline.data.sources.mme import load_mme
 from pipeline.data.sources.record import SourceRecord
 from pipeline.data.sources.scenes import load_scenes
 from pipeline.data.sources.scienceqa import load_scienceqa
@@ -29,6 +31,8 @@ def _loaders() -> dict[str, Loader]:
         "coco": load_coco,
         "flickr8k": load_flickr8k,
         "folder": load_folder,
+        "instruct": load_instruct,
+        "mme": load_mme,
         "scenes": load_scenes,
         "scienceqa": load_scienceqa,
     }

@@ -6,7 +6,6 @@ a file that cannot be understood as a whole is an error.
 
 import contextlib
 import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from pipeline.config import PrepareConfig
 from pipeline.data.faults import ContentFault
+from pipeline.data.sources.entries import is_unicode, json_content, json_object, lines_of
 from pipeline.errors import ConfigError, DataError
 
 # In order of preference; case and surrounding space do not matter.
@@ -106,12 +106,12 @@ def _json_rows(file: Path, cfg: PrepareConfig) -> Iterator[Row]:
     columns: _Columns | None = None
     listing = _json_list(file) if file.suffix.lower() == ".json" else None
     header: dict[str, None] = {}  # of all objects: the first may lack what others have
-    for entry in _lines(file) if listing is None else listing:
+    for entry in lines_of(file) if listing is None else listing:
         with contextlib.suppress(ContentFault):
-            header.update(dict.fromkeys(_json_object(entry)))
-    for number, entry in enumerate(_lines(file) if listing is None else listing, start=1):
+            header.update(dict.fromkeys(json_object(entry)))
+    for number, entry in enumerate(lines_of(file) if listing is None else listing, start=1):
         try:
-            content = _json_object(entry)
+            content = json_object(entry)
         except ContentFault as fault:
             yield Row(number, fault=fault.reason, detail=fault.detail)
             continue
@@ -119,31 +119,9 @@ def _json_rows(file: Path, cfg: PrepareConfig) -> Iterator[Row]:
         yield _row(number, content, columns)
 
 
-def _json_object(entry: Any) -> dict[str, Any]:
-    """The object of a line (bytes), or of a list's entry; a ContentFault where there is none."""
-    try:
-        content = json.loads(entry.decode("utf-8-sig")) if isinstance(entry, bytes) else entry
-    except UnicodeDecodeError as error:
-        raise ContentFault("invalid UTF-8", detail=str(error)) from error
-    except (ValueError, RecursionError) as error:
-        raise ContentFault("bad JSON", detail=" ".join(str(error).split())) from error
-    if not isinstance(content, dict):
-        raise ContentFault("bad JSON", detail="not an object")
-    return content
-
-
-def _lines(file: Path) -> Iterator[bytes]:
-    """The lines of a file that are not blank."""
-    with file.open("rb") as lines:
-        yield from filter(bytes.strip, lines)
-
-
 def _json_list(file: Path) -> list[Any] | None:
     """The list that a .json file holds; None where it holds lines instead."""
-    try:
-        content = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
+    content = json_content(file)
     if isinstance(content, dict) and "annotations" in content:
         raise DataError(f"captions={file}: is a COCO file; use source=coco annotations=[{file}]")
     return content if isinstance(content, list) else None
@@ -178,7 +156,7 @@ def _row(number: int, cells: Mapping[str, Any], columns: _Columns) -> Row:
     texts = tuple(text.strip() for text in listed if isinstance(text, str) and text.strip())
     split = str(cells.get(columns.split) or "").strip() if columns.split else ""
     fault = ""
-    if not all(map(_is_unicode, (name, split, *texts))):
+    if not all(map(is_unicode, (name, split, *texts))):
         return Row(number, fault="invalid UTF-8", detail=ascii(name))
     if not name:
         fault = "no image name"
@@ -187,11 +165,3 @@ def _row(number: int, cells: Mapping[str, Any], columns: _Columns) -> Row:
     elif split != Path(split).name or split == "..":
         fault = "bad split name"
     return Row(number, name, texts, split, fault, detail=name if fault else "")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

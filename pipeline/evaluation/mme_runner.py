@@ -1,0 +1,107 @@
+"""Answers MME's questions with a finished model and scores them: all ranks share the work.
+
+Each question is answered twice: by generating, which the benchmark's rule reads, and by whether Yes
+or No is likelier, which needs no reading. Which model, and how it is asked, the recipe says; which
+questions there are, the shards. What is left on disk stands in `mme_results.py`.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pipeline.answering import compared
+from pipeline.captioning import continuations
+from pipeline.config import Config
+from pipeline.data.collate import LanguageBatch, to_device
+from pipeline.data.conversation_rows import OPTIONS
+from pipeline.data.loader import Pass
+from pipeline.dist import World, gather_json, on_main
+from pipeline.evaluation.loading import (
+    Loaded,
+    chosen_export,
+    load_for_scoring,
+    rows_to_score,
+    watched,
+)
+from pipeline.evaluation.mme_results import GENERATED, LIKELIHOOD, write_mme
+from pipeline.objectives import outputs_of
+from pipeline.splits import open_split
+from pipeline.tasks import scored
+from pipeline.validation import language_metrics, skipped_over_ranks
+
+log = logging.getLogger("pipeline")
+
+
+def answer_mme(config: Config, world: World) -> dict[str, Any]:
+    """Answers the questions with the last phase's export; returns what metrics.json holds.
+
+    Every rank calls it.
+
+    Raises:
+        ConfigError: no phase is finished.
+        DataError: no question could be read.
+    """
+    settings = config.evaluate
+    export = chosen_export(config, world)
+    config = scored(config)
+    split = open_split(config, settings.split)
+    log.info("evaluate      %s on MME (%d images)", export, split.records)
+    began = time.perf_counter()
+    loaded = load_for_scoring(config, export, split, world)
+    plan = split.in_order(settings.batch * world.size, settings.records)
+
+    def rows(kind: str) -> Pass:
+        made = rows_to_score(config, loaded.built, split, plan, world, kind)
+        return Pass(made, config.data.workers)
+
+    loss = language_metrics(loaded.forward, rows("all")(), world, loaded.dtype)["loss"]
+    asked = rows("none")
+    generated = _over_ranks(_generated(config, loaded, asked, world), world)
+    likelier = _over_ranks(_likelier(loaded, rows("options"), world), world)
+    measured = {
+        "export": str(export),
+        "loss": loss,
+        "skipped": dict(skipped_over_ranks(asked.faults, world)),
+    }
+    said = {GENERATED: generated, LIKELIHOOD: likelier}
+    result: dict[str, Any] = on_main(lambda: write_mme(config, split, plan, said, measured), world)
+    log.info("evaluate      took %.0f s", time.perf_counter() - began)
+    return result
+
+
+def _generated(
+    config: Config, loaded: Loaded, asked: Pass, world: World
+) -> Iterator[dict[str, list[str]]]:
+    for each in continuations(
+        loaded.built.model,
+        watched(asked, "answers"),
+        loaded.built.tokenizer,
+        config.evaluate,
+        device=world.device,
+        dtype=loaded.dtype,
+        synced=loaded.partitioned,
+    ):
+        found = each.by_record().items()
+        yield {key: [" ".join(text.split()) for text in texts] for key, texts in found}
+
+
+@torch.no_grad()
+def _likelier(loaded: Loaded, asked: Pass, world: World) -> Iterator[dict[str, list[str]]]:
+    """Yes or No; as many forward passes on every rank, dummies included."""
+    for batch in asked():
+        moved = to_device(batch, world.device, loaded.dtype)
+        assert isinstance(moved, LanguageBatch)
+        out = outputs_of(loaded.built.model, moved)
+        found: dict[str, list[str]] = {key: [] for key in moved.keys}
+        if moved.keys:
+            for owner, index, _ in compared(out, moved):
+                found[moved.keys[owner]].append(OPTIONS[index] if index >= 0 else "")
+        yield found
+
+
+def _over_ranks(mine: Iterator[dict[str, list[str]]], world: World) -> dict[str, list[str]]:
+    local = {key: texts for each in mine for key, texts in each.items()}
+    return {key: texts for each in gather_json(local, world) for key, texts in each.items()}
