@@ -41,6 +41,9 @@ _HARMLESS = {
     "val_records",
     "sample_images",
     "stop_after",
+    "max_skipped_steps",
+    "spike_window",
+    "spike_threshold",
     "caption_records",
 }
 

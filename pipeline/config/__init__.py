@@ -85,6 +85,9 @@ class Config:
     precision: str = one_of("auto", "auto", "bf16", "fp16", "fp32")
     make_missing: bool = False  # make missing shards, weights and predecessors first
     overwrite: bool = False  # start a phase again whose export is of another recipe
+    # seconds without a sign of life of a rank until all ranks end (ten times as long where none has
+    # done its first step); null = wait for ever
+    timeout: float | None = not_negative(45.0)
     plan: bool = False  # say what the stage would do, and stop (also --plan)
     plan_ranks: int | None = None  # plan for this many ranks; null = those of the launch
     paths: dict[str, str] = field(default_factory=dict)  # variables for the recipe's ${paths.x}
