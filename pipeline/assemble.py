@@ -13,19 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.checkpoint import (
-    IMPORTED,
-    ExportTensors,
-    content_hash,
-    fingerprint_of,
-    read_export,
-    tensor_hash,
-)
 from pipeline.config import Config
 from pipeline.data.features import CachedFeatures, encode_shards, feature_files
 from pipeline.data.loader import DecodedImages
 from pipeline.dist import World, wait_for_all
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.export_files import IMPORTED, ExportTensors, read_export
+from pipeline.hashes import content_hash, fingerprint_of, tensor_hash
 from pipeline.models.encoder import (
     Clip,
     ImageEncoder,
@@ -285,7 +279,7 @@ def recipe_identity(
     """What base weights and model a recipe means, independent of where its files lie.
 
     language: of a phase with an LM; without, only what the contrastive phase reads. cache,
-    remember: see `checkpoint.content_hash`.
+    remember: see `hashes.content_hash`.
     """
     encoder = replace(config.encoder)
     source = config.encoder.arch.removeprefix("local-dir:")

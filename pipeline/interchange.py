@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import checkpoint as ckpt
 from pipeline.assemble import check_adapters, overlay, overlay_clip
-from pipeline.checkpoint import ExportTensors, Progress
 from pipeline.config import Config, ExportConfig
 from pipeline.data.files import sha256_of
 from pipeline.errors import ConfigError
+from pipeline.export_files import IMPORTED, ExportTensors, save_export
 from pipeline.exports import WEIGHTS, find_export
+from pipeline.hashes import fingerprint_of
 from pipeline.models.encoder import feature_width, load_clip
 from pipeline.models.folders import write_clip, write_llm, write_st
 from pipeline.models.imports import read_reference
 from pipeline.models.llm import llm_width, load_llm, load_tokenizer
 from pipeline.models.lora import merge
 from pipeline.models.placement import Placement
+from pipeline.progress import Progress
 
 
 def export(config: Config) -> str:
@@ -57,12 +58,12 @@ def import_official(config: Config, file: Path, out: Path) -> str:
     found = read_reference(file, config)
     source = {"file": file.name, "sha256": sha256_of(file)}
     details = {
-        "fingerprint": ckpt.fingerprint_of(ckpt.IMPORTED, source["sha256"]),
-        "phase": ckpt.IMPORTED,
+        "fingerprint": fingerprint_of(IMPORTED, source["sha256"]),
+        "phase": IMPORTED,
         "source": source,
     }
     used = replace(found.config, export=ExportConfig())
-    ckpt.save_export(out, found.tensors, Progress(), details, used)
+    save_export(out, found.tensors, Progress(), details, used)
     return f"{out}: {found.remark}"
 
 

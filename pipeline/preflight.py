@@ -12,7 +12,6 @@ import torch
 
 from pipeline.assemble import add_tower_adapters, check_overlay, check_parts
 from pipeline.captioning import end_ids
-from pipeline.checkpoint import ExportTensors
 from pipeline.config import PHASES, Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.dist import World, from_main
@@ -24,6 +23,7 @@ from pipeline.explain.data import training_outlook
 from pipeline.explain.parts import sketch_language_model
 from pipeline.explain.phase import export_size, plan_phase
 from pipeline.explain.text import size
+from pipeline.export_files import ExportTensors
 from pipeline.exports import DETAILS, WEIGHTS, is_export
 from pipeline.models.encoder import HUB, check_encoder, sketch_clip
 from pipeline.models.families import family

@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pipeline import checkpoint as ckpt
 from pipeline.assemble import overlay, overlay_clip
 from pipeline.config import Config, EncoderConfig, LLMConfig
 from pipeline.data.faults import ContentFault
 from pipeline.data.plan import items_in_order
 from pipeline.dist import World, agree_any, from_main, wait_for_all
+from pipeline.durable import write_json
 from pipeline.engine import dtype_of
 from pipeline.errors import ConfigError
+from pipeline.export_files import ExportTensors
+from pipeline.hashes import fingerprint_of
 from pipeline.models.encoder import load_clip
 from pipeline.models.llm import load_llm
 from pipeline.models.placement import Placement
@@ -52,7 +54,7 @@ def pretrain(config: Config, world: World) -> bool:
         return True
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
-        ckpt.write_json(out / _MADE_BY, made_by)
+        write_json(out / _MADE_BY, made_by)
     initial = _initial_folder(derived)
     if world.is_main and not (initial / "llm").is_dir():
         _create(derived, initial)
@@ -103,7 +105,7 @@ def _made_by(derived: Config) -> str:
     phases = [learnt_values(derived.encoder_adapt), learnt_values(derived.llm_tune)]
     scratch = asdict(derived.pretrain.scratch)
     settings = [derived.seed, derived.data.max_tokens, texts, *_asked(derived)]
-    return ckpt.fingerprint_of(phases, scratch, *settings)
+    return fingerprint_of(phases, scratch, *settings)
 
 
 def _asked(config: Config) -> list[object]:
@@ -141,9 +143,7 @@ def _derived(config: Config) -> Config:
 def _initial_folder(config: Config) -> Path:
     """Where the random models lie; other sizes, seeds or texts have another folder."""
     texts = open_training(config).fingerprint
-    made_by = ckpt.fingerprint_of(
-        asdict(config.pretrain.scratch), config.seed, texts, *_asked(config)
-    )
+    made_by = fingerprint_of(asdict(config.pretrain.scratch), config.seed, texts, *_asked(config))
     return Path(config.runs) / config.name / f"initial-{made_by}"
 
 
@@ -169,7 +169,7 @@ def _texts(config: Config, split: Split) -> Iterator[str]:
 def _publish_clip(config: Config, initial: Path, target: Path) -> None:
     """The trained CLIP as a folder of its own, in open_clip's format."""
     clip = load_clip(config.encoder, seed=config.seed)
-    overlay_clip(clip.model, ckpt.ExportTensors(export_folder(config, "encoder_adapt")))
+    overlay_clip(clip.model, ExportTensors(export_folder(config, "encoder_adapt")))
     writing = _copy(initial, target)
     save_clip(clip.model, writing)
     writing.rename(target)
@@ -178,7 +178,7 @@ def _publish_clip(config: Config, initial: Path, target: Path) -> None:
 def _publish_llm(config: Config, initial: Path, target: Path) -> None:
     """The trained LM as a folder of its own, in transformers' format."""
     llm = load_llm(config.llm, dtype=dtype_of("fp32"), placement=Placement(), seed=config.seed)
-    overlay(llm, ckpt.ExportTensors(export_folder(config, "llm_tune")), "llm.", Placement())
+    overlay(llm, ExportTensors(export_folder(config, "llm_tune")), "llm.", Placement())
     writing = _copy(initial, target)
     save_llm(llm, writing)
     writing.rename(target)

@@ -16,11 +16,14 @@ from torch import Tensor
 from pipeline import checkpoint as ckpt
 from pipeline.assemble import check_adapters, recipe_identity
 from pipeline.callbacks.settle import exported
-from pipeline.checkpoint import Progress
 from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig
 from pipeline.dist import World, from_main, on_main, wait_for_all
+from pipeline.durable import write_json
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.export_files import ExportTensors, read_export
+from pipeline.hashes import fingerprint_of
 from pipeline.phases import as_baseline, predecessor, segments
+from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from pipeline.segment import SegmentRun
 from pipeline.splits import open_training
@@ -85,14 +88,14 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     wait_for_all(world)
     plan_steps = math.ceil(split.records / phase.global_batch)
     stretches = segments(config, name, plan_steps)
-    tensors: Mapping[str, Tensor] = {} if start is None else ckpt.ExportTensors(start)
+    tensors: Mapping[str, Tensor] = {} if start is None else ExportTensors(start)
     progress = Progress()
     budget = phase.stop_after  # steps left to this start
     for segment in stretches:
         target = folder / ("export" if segment is stretches[-1] else f"segment-{segment.index}")
-        done = from_main(ckpt.read_export(target), world)
+        done = from_main(read_export(target), world)
         if done is not None and done["fingerprint"] == fingerprint:
-            progress, tensors = Progress(**done["progress"]), ckpt.ExportTensors(target)
+            progress, tensors = Progress(**done["progress"]), ExportTensors(target)
             continue
         progress.updates = 0
         runner = SegmentRun(config, name, segment, stretches[-1].stop, folder, fingerprint, world)
@@ -116,7 +119,7 @@ def finished_export(
     """
     needs, key = wording
     export = export_folder(config, phase)
-    found = from_main(ckpt.read_export(export), world)
+    found = from_main(read_export(export), world)
     if found is None:
         raise ConfigError(
             f"{needs} {phase}, which is not finished ({export} is missing); run stages/{phase}.py "
@@ -141,7 +144,7 @@ def fingerprint_of_phase(config: Config, name: str, world: World, *, remember: b
     before: str | None = None
     previous = predecessor(config, name)
     if phase.init_from is not None:
-        found = ckpt.read_export(Path(phase.init_from))
+        found = read_export(Path(phase.init_from))
         before = None if found is None else found["fingerprint"]
     elif previous is not None:
         before = fingerprint_of_phase(config, previous, world, remember=remember)
@@ -154,7 +157,7 @@ def fingerprint_of_phase(config: Config, name: str, world: World, *, remember: b
     if isinstance(phase, LLMTuneConfig):
         identity["lora"] = asdict(config.llm.lora)  # elsewhere adapters are fresh or the start's
     shards = open_training(config).fingerprint
-    return ckpt.fingerprint_of(identity, learnt_values(phase), shards, before)
+    return fingerprint_of(identity, learnt_values(phase), shards, before)
 
 
 def learnt_values(phase: PhaseConfig) -> dict[str, object]:
@@ -184,11 +187,11 @@ def start_of(config: Config, name: str, world: World, *, remember: bool = True) 
 
 def what_lies_in(folder: Path, fingerprint: str, config: Config, ranks: int) -> tuple[bool, bool]:
     """(finished, outdated): whether a phase's folder holds its export, or something of others."""
-    found = ckpt.read_export(folder / "export")
+    found = read_export(folder / "export")
     if found is not None:
         done = found["fingerprint"] == fingerprint
         return done, not done
-    halfway = [ckpt.read_export(each) for each in folder.glob("segment-*")]
+    halfway = [read_export(each) for each in folder.glob("segment-*")]
     outdated = any(each is not None and each["fingerprint"] != fingerprint for each in halfway)
     return False, outdated or ckpt.holds_other_checkpoints(
         folder / "checkpoints", fingerprint, ranks if config.overwrite else None
@@ -242,7 +245,7 @@ def _summarise(
         "ranks": world.size,
         "precision": run.precision,
     }
-    ckpt.write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     skipped = sum(progress.records_skipped.values())
     log.info(
         "%-13s %s at step %d: %d records seen, %d skipped %s in %.0f s; %s; TensorBoard: %s",

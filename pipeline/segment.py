@@ -21,13 +21,14 @@ from pipeline.callbacks.evaluate import Evaluator
 from pipeline.callbacks.monitor import Board, Monitor
 from pipeline.callbacks.preempt import Preempt
 from pipeline.callbacks.settle import Settle
-from pipeline.checkpoint import Progress
 from pipeline.config import Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.data.loader import iterate
 from pipeline.dist import World, from_main, wait_for_all
 from pipeline.engine import resolve_precision
+from pipeline.export_files import ExportTensors, save_export
 from pipeline.models.lora import is_adapter
 from pipeline.phases import Segment, learning_rate
+from pipeline.progress import Progress
 from pipeline.setup import Setup, set_up
 from pipeline.trainer import Trainer
 
@@ -163,10 +164,10 @@ class SegmentRun:
                 "phase": self.name,
                 "lora": asdict(self.config.llm.lora) if any(map(is_adapter, tensors)) else None,
             }
-            ckpt.save_export(target, tensors, progress, details, self.config)
+            save_export(target, tensors, progress, details, self.config)
             log.info("%-13s export %s", self.name, target)
         wait_for_all(self.world)
-        return ckpt.ExportTensors(target)
+        return ExportTensors(target)
 
 
 def _listed(names: Sequence[str]) -> str:

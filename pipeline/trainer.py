@@ -12,12 +12,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pipeline.checkpoint import Progress
 from pipeline.data.loader import RankStep
 from pipeline.dist import World, gather_json, sum_over_ranks
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, DataError
 from pipeline.objectives import Objective
+from pipeline.progress import Progress
 
 _MOST_SKIPPED = 20  # fp16 skips a few steps while it finds its loss scale
 

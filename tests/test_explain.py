@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoint as ckpt
-from pipeline.checkpoint import Progress
 from pipeline.config import Config, EncoderAdaptConfig
 from pipeline.ds_config import read_ds_config
+from pipeline.durable import write_json
 from pipeline.engine import layout_of
 from pipeline.explain.activations import kept_bytes, language_activations
 from pipeline.explain.budget import need
@@ -19,12 +18,14 @@ from pipeline.explain.parts import census, with_sketches
 from pipeline.explain.resolved import resolved_recipe
 from pipeline.explain.stages import explain_evaluate, explain_phase
 from pipeline.explain.standing import ALONE, FINISHED, OFF, REFUSED, RESUMES, STARTS, standing
+from pipeline.export_files import save_export
 from pipeline.models.clipcap import ClipCap, parts
 from pipeline.models.encoder import load_clip, load_image_encoder
 from pipeline.models.llm import load_llm
 from pipeline.models.placement import Placement
 from pipeline.models.st import build_st
 from pipeline.phases import Segment, encoder_groups, part_groups, segments
+from pipeline.progress import Progress
 from pipeline.recipe import load_recipe
 from pipeline.run import fingerprint_of_phase
 from tests.helpers import REPOSITORY
@@ -193,7 +194,7 @@ def test_a_phase_starts_resumes_is_finished_or_refused(there: Config, tmp_path: 
     checkpoint.mkdir(parents=True)
     layout = layout_of(read_ds_config("test", config.encoder_adapt.ds_config), "fp32")
     state = {"fingerprint": fingerprint, "ranks": 1, "layout": layout, "progress": {"step": 2}}
-    ckpt.write_json(checkpoint / "state.json", state)
+    write_json(checkpoint / "state.json", state)
     resumed = phase_standing(config)
     assert resumed.state == RESUMES and "at step 2 from" in resumed.detail
     assert "start with 1" in phase_standing(config, ranks=2).detail
@@ -202,7 +203,7 @@ def test_a_phase_starts_resumes_is_finished_or_refused(there: Config, tmp_path: 
     again = phase_standing(replace(other, overwrite=True))
     assert again.state == STARTS and "would be removed" in again.detail
     details = {"fingerprint": fingerprint, "phase": "encoder_adapt"}
-    ckpt.save_export(folder / "export", {"encoder.x": torch.ones(1)}, Progress(), details, config)
+    save_export(folder / "export", {"encoder.x": torch.ones(1)}, Progress(), details, config)
     assert phase_standing(config).state == FINISHED
     off = replace(config, encoder_adapt=replace(config.encoder_adapt, enabled=False))
     assert phase_standing(off).state == OFF

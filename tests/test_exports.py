@@ -4,17 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import checkpoint as ckpt
 from pipeline.config import Config, STConfig
 from pipeline.errors import ConfigError
+from pipeline.export_files import save_export
 from pipeline.exports import find_export
 from pipeline.phases import phases_before
+from pipeline.progress import Progress
 from pipeline.recipe import load_recipe
 
 
 def write(folder: Path) -> Path:
     made_by = Config(name="made", st=STConfig(prefix_length=7))
-    ckpt.save_export(folder, {}, ckpt.Progress(), {"fingerprint": "f", "phase": "x"}, made_by)
+    save_export(folder, {}, Progress(), {"fingerprint": "f", "phase": "x"}, made_by)
     return folder
 
 

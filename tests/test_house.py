@@ -18,7 +18,18 @@ PIPELINE = REPOSITORY / "pipeline"
 # below. A name is a module, or a package and all in it; the longest fitting name counts.
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors",),
-    1: ("config", "ds_config", "exports", "overrides", "recipe", "dist"),
+    1: (
+        "config",
+        "ds_config",
+        "durable",
+        "exports",
+        "export_files",
+        "hashes",
+        "overrides",
+        "progress",
+        "recipe",
+        "dist",
+    ),
     2: (  # pure scores
         "evaluation.captions",
         "evaluation.java",

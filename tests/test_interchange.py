@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline import checkpoint as ckpt
 from pipeline.assemble import build_caption_model, overlay
 from pipeline.config import Config, LoRAConfig, STConfig
 from pipeline.data.plan import items_in_order
@@ -23,12 +22,14 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.own_images import caption_images
 from pipeline.evaluation.results import output_folder
 from pipeline.evaluation.runner import evaluate
+from pipeline.export_files import ExportTensors, save_export
 from pipeline.interchange import export, merged_llm
 from pipeline.models.encoder import load_clip
 from pipeline.models.llm import load_llm
 from pipeline.models.lora import is_adapter, stable_name
 from pipeline.models.placement import Placement
 from pipeline.models.st import build_st
+from pipeline.progress import Progress
 from pipeline.recipe import load_recipe
 from pipeline.splits import open_split
 from tests.untrained import write_untrained
@@ -165,10 +166,10 @@ def with_adapted_encoder(folder: Path) -> Path:
         for name, each in clip.model.named_parameters()
         if name.startswith("visual.")
     }
-    tensors = ckpt.ExportTensors(folder / "imported")
+    tensors = ExportTensors(folder / "imported")
     details = {"fingerprint": "f", "phase": "llm_tune"}
     target = folder / "runs" / "adapted" / "llm_tune" / "export"
-    ckpt.save_export(target, {**tensors, **changed}, ckpt.Progress(), details, config)
+    save_export(target, {**tensors, **changed}, Progress(), details, config)
     return folder / "runs" / "adapted"
 
 
@@ -185,7 +186,7 @@ def test_what_leaves_has_the_text_tower_only_where_it_is_known(
 def test_an_import_reads_back_as_the_same_model(folder: Path) -> None:
     config = asked(folder, "name=x")
     state = torch.load(folder / "official.pt", weights_only=True)
-    tensors = ckpt.ExportTensors(folder / "imported")
+    tensors = ExportTensors(folder / "imported")
     options: dict[str, Any] = {"dtype": torch.float32, "placement": Placement(), "world": ALONE}
     config.data.cache_features = False
     model = build_caption_model(config, tensors, {}, **options).model
@@ -216,7 +217,7 @@ def test_mistakes_are_one_line_and_write_nothing(
 
 def test_an_export_without_an_st_cannot_caption(folder: Path, tmp_path: Path) -> None:
     config = asked(folder, "name=x")
-    ckpt.save_export(tmp_path, {"encoder.a": torch.ones(1)}, ckpt.Progress(), {}, config)
+    save_export(tmp_path, {"encoder.a": torch.ones(1)}, Progress(), {}, config)
     config.caption.checkpoint, config.caption.images = str(tmp_path), str(folder)
     with pytest.raises(CheckpointError, match="holds no ST network"):
         caption_images(config, ALONE)

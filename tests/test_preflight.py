@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoint as ckpt
 from pipeline import preflight
-from pipeline.checkpoint import Progress
 from pipeline.config import Config, PrepareConfig
 from pipeline.data.prepare import prepare
 from pipeline.errors import UserError
 from pipeline.explain.standing import ALONE
+from pipeline.export_files import save_export
+from pipeline.progress import Progress
 from pipeline.recipe import load_recipe
 from pipeline.run import effective
 from tests.small import build
@@ -42,9 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    ckpt.save_export(
-        folder, tensors, Progress(), {"fingerprint": "x", "phase": "st_align"}, Config()
-    )
+    save_export(folder, tensors, Progress(), {"fingerprint": "x", "phase": "st_align"}, Config())
 
 
 def answer(folder: Path, *arguments: str, until: str = "llm_tune") -> str | None:

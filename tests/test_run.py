@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoint as ckpt
 from pipeline.config import Config
+from pipeline.export_files import save_export
+from pipeline.progress import Progress
 from pipeline.run import what_lies_in
 
 
@@ -27,5 +28,5 @@ def test_what_another_recipe_has_left_is_never_taken_for_nothing(
     for name, fingerprint in exports.items():
         details = {"fingerprint": fingerprint, "phase": "llm_tune"}
         tensors = {"st.a": torch.ones(1)}
-        ckpt.save_export(tmp_path / name, tensors, ckpt.Progress(), details, Config())
+        save_export(tmp_path / name, tensors, Progress(), details, Config())
     assert what_lies_in(tmp_path, "ours", Config(), ranks=1) == (finished, outdated)

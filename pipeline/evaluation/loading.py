@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from pipeline import checkpoint as ckpt
 from pipeline.assemble import CaptionModel, build_caption_model, check_adapters, check_stop
 from pipeline.config import PHASES, Config
 from pipeline.data.loader import StepDataset
@@ -20,6 +19,7 @@ from pipeline.dist import World, on_main
 from pipeline.ds_config import read_ds_config, zero_stage
 from pipeline.engine import dtype_of, resolve_precision
 from pipeline.errors import ConfigError
+from pipeline.export_files import ExportTensors, check_has_st
 from pipeline.exports import find_export
 from pipeline.objectives import LanguageTask
 from pipeline.run import finished_export
@@ -48,7 +48,7 @@ def load_for_scoring(config: Config, export: Path, split: Split, world: World) -
     ds_config = {} if chosen is None else read_ds_config("evaluate", chosen)
     built = build_caption_model(
         config,
-        ckpt.ExportTensors(export),
+        ExportTensors(export),
         {config.evaluate.split: split},
         dtype=dtype,
         placement=placement_for(ds_config, precision, world),
@@ -95,7 +95,7 @@ def chosen_export(config: Config, world: World) -> Path:
 def _named_export(config: Config) -> Path:
     """The export of `evaluate.export`; whether its tensors fit, loading them tells."""
     export = find_export(Path(config.evaluate.export or ""), "evaluate.export")
-    ckpt.check_has_st(export)
+    check_has_st(export)
     check_adapters(config, export)
     check_stop(config, export)
     return export

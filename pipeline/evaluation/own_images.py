@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 
 from pipeline.assemble import CaptionModel, build_caption_model, check_adapters, check_stop
 from pipeline.captioning import caption_batches
-from pipeline.checkpoint import ExportTensors, check_has_st
 from pipeline.config import Config
 from pipeline.data.collate import Batch
 from pipeline.data.files import atomic_file, make_folder
@@ -26,6 +25,7 @@ from pipeline.dist import World, gather_json, on_main
 from pipeline.engine import dtype_of, resolve_precision
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.gallery import Card, by_reason, page, thumbnail
+from pipeline.export_files import ExportTensors, check_has_st
 from pipeline.exports import find_export
 from pipeline.models.placement import Placement
 from pipeline.splits import language_collator

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import checkpoint as ckpt
 from pipeline.config import Config
 from pipeline.data.collate import LanguageBatch, to_device
 from pipeline.data.faults import ContentFault
@@ -22,6 +21,7 @@ from pipeline.data.loader import Pass
 from pipeline.data.plan import Plan, items_in_order
 from pipeline.data.prompts import IGNORE
 from pipeline.dist import World, from_main, gather_json, sum_over_ranks
+from pipeline.durable import write_json
 from pipeline.errors import ConfigError
 from pipeline.evaluation.loading import Loaded, chosen_export, load_for_scoring, rows_to_score
 from pipeline.evaluation.options import NONE, choose, next_token_scores, sequence_scores
@@ -147,7 +147,7 @@ def _write(
         "benchmark": scores.as_dict(),
         "table": scores.table(),
     }
-    ckpt.write_json(folder / "metrics.json", result)
+    write_json(folder / "metrics.json", result)
     return result
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import checkpoint as ckpt
 from pipeline.callbacks.probes import References
 from pipeline.callbacks.samples import sheet
 from pipeline.config import Config, EvaluateConfig
 from pipeline.data.plan import Plan, items_in_order
+from pipeline.durable import write_json
 from pipeline.errors import DataError
 from pipeline.evaluation.captions import score, spice_score
 from pipeline.evaluation.spice import how_to_get_spice, spice_models
@@ -77,7 +77,7 @@ def write_results(
         "perplexity": math.exp(min(measured["loss"], 700.0)),
         "scores": _scores(config.evaluate, scored, {key: truth[key] for key in scored}),
     }
-    ckpt.write_json(folder / "metrics.json", result)
+    write_json(folder / "metrics.json", result)
     return result
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from pipeline import checkpoint as ckpt
 from pipeline.assemble import CaptionModel, image_text_model
 from pipeline.captioning import caption_batches
 from pipeline.config import Config
@@ -23,6 +22,7 @@ from pipeline.evaluation.captions import check_metrics
 from pipeline.evaluation.loading import chosen_export, load_for_scoring, rows_to_score
 from pipeline.evaluation.results import announce_spice, write_results
 from pipeline.evaluation.retrieval import recall_at_k
+from pipeline.export_files import ExportTensors, read_export
 from pipeline.objectives import ContrastiveTask
 from pipeline.run import export_folder
 from pipeline.splits import Split, open_split, pair_dataset, share_of
@@ -100,15 +100,15 @@ def _retrieval(
     config: Config, split: Split, export: Path, dtype: torch.dtype, world: World
 ) -> dict[str, float]:
     """Recall of the model's own image tower and, where encoder_adapt was run, its text tower."""
-    tensors = ckpt.ExportTensors(export)
+    tensors = ExportTensors(export)
     named = config.evaluate.export is not None
     if named and any(name.startswith("encoder.") for name in tensors):
         log.info("evaluate      no retrieval: %s has no text tower for its encoder", export)
         return {}
     exports = [tensors]
     adapted = export_folder(config, "encoder_adapt")
-    if not named and config.encoder_adapt.enabled and ckpt.read_export(adapted):
-        exports.insert(0, ckpt.ExportTensors(adapted))
+    if not named and config.encoder_adapt.enabled and read_export(adapted):
+        exports.insert(0, ExportTensors(adapted))
     clip = image_text_model(config, *exports)
     task = ContrastiveTask(clip.model).to(world.device, dtype).eval()
     plan = split.in_order(config.evaluate.batch * world.size, config.evaluate.records)

@@ -15,6 +15,7 @@ from pipeline.config import Config, PhaseConfig
 from pipeline.dist import World
 from pipeline.engine import layout_of
 from pipeline.errors import ConfigError, UserError
+from pipeline.export_files import read_export
 from pipeline.phases import Segment, predecessor
 from pipeline.run import (
     fingerprint_of_phase,
@@ -86,7 +87,7 @@ def _origin(config: Config, name: str, phase: PhaseConfig) -> str:
     """What the phase takes over; ConfigError where that is neither there nor made before."""
     before = predecessor(config, name)
     if phase.init_from is not None:
-        if ckpt.read_export(Path(phase.init_from)) is None:
+        if read_export(Path(phase.init_from)) is None:
             raise ConfigError(f"{name}.init_from={phase.init_from} is not a finished export")
         return f"from {phase.init_from}"
     if before is None:
@@ -105,7 +106,7 @@ def _position(
         newest = ckpt.newest_checkpoint(folder / "checkpoints", segment.start, segment.stop - 1)
         if newest is not None:
             step, source = int(newest.name.removeprefix("step-")), newest
-        done = ckpt.read_export(folder / f"segment-{segment.index}")
+        done = read_export(folder / f"segment-{segment.index}")
         if done is not None and done["fingerprint"] == fingerprint:
             step, source = segment.stop, folder / f"segment-{segment.index}"
     return step, source

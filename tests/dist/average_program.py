@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from pipeline import dist
-from pipeline.checkpoint import Progress, load_checkpoint, save_checkpoint
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.config import PhaseConfig
 from pipeline.engine import Engine, dtype_of
 from pipeline.phases import Group
+from pipeline.progress import Progress
 from tests.tiny import TIGHT_ZERO3
 
 DECAY, STEPS, HALF = 0.7, 5, 2

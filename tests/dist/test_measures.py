@@ -12,11 +12,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.assemble import build_caption_model
-from pipeline.checkpoint import ExportTensors, read_export
 from pipeline.config import PHASES, Config
 from pipeline.data.loader import Pass
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.export_files import ExportTensors, read_export
 from pipeline.models.encoder import load_clip
 from pipeline.models.lora import is_adapter, merge
 from pipeline.models.placement import Placement

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.checkpoint import ExportTensors
+from pipeline.export_files import ExportTensors
 from tests.data.servers import serve
 from tests.dist.launch import launch, succeeded
 from tests.tiny import write_recipe

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.checkpoint import ExportTensors
+from pipeline.export_files import ExportTensors
 from pipeline.recipe import load_recipe
 from pipeline.splits import open_split
 from tests.dist.launch import launch, succeeded

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import ExportTensors
 from pipeline.config import PHASES
 from pipeline.data.collate import LanguageBatch
 from pipeline.data.loader import Share, StepDataset
 from pipeline.evaluation.scienceqa import read_results
+from pipeline.export_files import ExportTensors
 from pipeline.models.llm import load_tokenizer
 from pipeline.recipe import load_recipe
 from pipeline.splits import Images, caption_dataset, open_training

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.checkpoint import ExportTensors
 from pipeline.config import PHASES
+from pipeline.export_files import ExportTensors
 from tests.dist.launch import launch, succeeded
 from tests.tiny import TIGHT_ZERO3, write_recipe
 

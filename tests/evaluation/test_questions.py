@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from pipeline.assemble import build_caption_model
-from pipeline.checkpoint import ExportTensors, Progress, save_export
 from pipeline.config import Config
 from pipeline.data.collate import LanguageCollator, Sample
 from pipeline.data.prepare import prepare
@@ -19,9 +18,11 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.questions import _compared, answer_questions
 from pipeline.evaluation.results import output_folder
 from pipeline.evaluation.scienceqa import read_results
+from pipeline.export_files import ExportTensors, save_export
 from pipeline.models.multimodal import MultimodalOutput
 from pipeline.models.placement import Placement
 from pipeline.models.scratch import create_clip, create_llm, train_tokenizer
+from pipeline.progress import Progress
 from pipeline.recipe import load_recipe
 from pipeline.splits import open_split
 from pipeline.tasks import all_texts, question_rows

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pipeline.assemble import build_caption_model, check_parts
-from pipeline.checkpoint import ExportTensors
 from pipeline.config import Config
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.export_files import ExportTensors
 from pipeline.interchange import convert, import_official
 from pipeline.models import lavin, llama_adapter
 from pipeline.models.official_lavin import our_name

@@ -1,0 +1,26 @@
+"""Files that a crash leaves whole or not at all, in the run directory.
+
+Plain functions that raise OSError; those of the data, with advice and patience, are in
+`data/files.py`.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON by atomic rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Makes a file or a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,22 @@
+"""How far a phase is: counts and scores, no tensors.
+
+Kept by the trainer, carried by checkpoints and exports, told in the summary.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Progress:
+    """How far a phase is; what a checkpoint and an export carry beside tensors."""
+
+    step: int = 0  # steps of the data plan done
+    updates: int = 0  # optimizer updates of this segment; skipped steps do not count
+    records_seen: int = 0
+    records_by_set: dict[str, int] = field(default_factory=dict)  # of a mixture
+    records_skipped: dict[str, int] = field(default_factory=dict)
+    texts_cut: int = 0
+    steps_skipped: int = 0
+    seconds: float = 0.0
+    train_loss: float | None = None
+    validation: dict[str, dict[str, float]] = field(default_factory=dict)  # start, end
