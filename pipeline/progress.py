@@ -20,3 +20,5 @@ class Progress:
     seconds: float = 0.0
     train_loss: float | None = None
     validation: dict[str, dict[str, float]] = field(default_factory=dict)  # start, end
+    validation_due: bool = False  # the one of this step was broken off
+    recent_losses: list[float] = field(default_factory=list)  # what a spike stands out from

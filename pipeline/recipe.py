@@ -101,8 +101,8 @@ def validate(config: Config) -> None:
             raise ConfigError(f"{key}={value} must be 1 or more; leave it null for no limit")
     if config.timeout is not None and config.timeout < _SHORTEST_TIMEOUT:
         raise ConfigError(
-            f"timeout={config.timeout:g} must be {_SHORTEST_TIMEOUT:g} seconds or more; leave it null "
-            "to wait for ever"
+            f"timeout={config.timeout:g} must be {_SHORTEST_TIMEOUT:g} seconds or more; leave "
+            "it null to wait for ever"
         )
     _check_mix(config)
     if config.llm.lora.dropout >= 1:

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from pipeline import checkpoint as ckpt
 from pipeline.assemble import check_adapters, recipe_identity
-from pipeline.callbacks.settle import exported
+from pipeline.callbacks.stop_after import stop_after_reached
 from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig
 from pipeline.dist import World, from_main, on_main, wait_for_all
-from pipeline.durable import write_json
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.export_files import ExportTensors, read_export
 from pipeline.hashes import fingerprint_of
@@ -27,6 +26,8 @@ from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from pipeline.segment import SegmentRun
 from pipeline.splits import open_training
+from pipeline.stopping import STOP_FILE, stop_if_asked
+from pipeline.summary import noting_a_stop, summarise
 
 log = logging.getLogger("pipeline")
 
@@ -78,6 +79,9 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     start = start_of(config, name, world)
     fingerprint = fingerprint_of_phase(config, name, world)
     folder = Path(config.runs) / config.name / name
+    if world.is_main:
+        world.presence.obey(folder.parent / STOP_FILE)
+    stop_if_asked(world)
     if _already_done(config, name, folder, fingerprint, world):
         log.info("%-13s is finished already: %s", name, folder / "export")
         return True
@@ -99,12 +103,16 @@ def run_phase(config: Config, name: str, world: World) -> bool:
             continue
         progress.updates = 0
         runner = SegmentRun(config, name, segment, stretches[-1].stop, folder, fingerprint, world)
-        finished, progress, tensors = runner.train(tensors, progress, target, budget)
+        with noting_a_stop(folder, name, progress, world):
+            stop_if_asked(world)
+            done, progress, tensors = runner.train(tensors, progress, target, budget)
         budget = None if budget is None else budget - runner.steps
-        done_all = finished and segment is stretches[-1]
-        if done_all or not finished or budget == 0 or runner.stop_reason:
-            _summarise(folder, name, progress, done_all, runner, world)
-        if runner.stop_reason == "signal" or (not done_all and (not finished or budget == 0)):
+        reason = runner.stop_reason
+        if done and segment is not stretches[-1] and budget == 0:
+            reason = stop_after_reached(phase.stop_after or 0)
+        if reason is not None or segment is stretches[-1]:
+            summarise(folder, name, progress, reason, runner, world)
+        if reason is not None:
             return False
     return True
 
@@ -220,42 +228,3 @@ def _already_done(config: Config, name: str, folder: Path, fingerprint: str, wor
         shutil.rmtree(folder)
     wait_for_all(world)
     return False
-
-
-def _summarise(
-    folder: Path, name: str, progress: Progress, finished: bool, run: SegmentRun, world: World
-) -> None:
-    if not world.is_main:
-        return
-    summary = {
-        "state": "finished" if finished else "stopped",
-        "reason": run.stop_reason,
-        "phase": name,
-        "steps": progress.step,
-        "steps_skipped": progress.steps_skipped,
-        "records_seen": progress.records_seen,
-        "records_by_set": progress.records_by_set,
-        "records_skipped": progress.records_skipped,
-        "texts_cut": progress.texts_cut,
-        "seconds": round(progress.seconds, 2),
-        "trained_parameters": run.trained_parameters,
-        "train_loss_end": progress.train_loss,
-        "validation": progress.validation,
-        "exported": exported(getattr(run.config, name)) if finished else None,
-        "ranks": world.size,
-        "precision": run.precision,
-    }
-    write_json(folder / "summary.json", summary)
-    skipped = sum(progress.records_skipped.values())
-    log.info(
-        "%-13s %s at step %d: %d records seen, %d skipped %s in %.0f s; %s; TensorBoard: %s",
-        name,
-        summary["state"],
-        progress.step,
-        progress.records_seen,
-        skipped,
-        progress.records_skipped or "",
-        progress.seconds,
-        folder / "summary.json",
-        folder / "tensorboard",
-    )

@@ -19,8 +19,11 @@ from pipeline import checkpoint as ckpt
 from pipeline.callbacks.checkpoint import Checkpointer
 from pipeline.callbacks.evaluate import Evaluator
 from pipeline.callbacks.monitor import Board, Monitor
-from pipeline.callbacks.preempt import Preempt
-from pipeline.callbacks.settle import Settle
+from pipeline.callbacks.settle import Settle, settles
+from pipeline.callbacks.skips import SKIPPED_STEPS, Skips
+from pipeline.callbacks.spikes import LOSS_SPIKES, Spikes
+from pipeline.callbacks.step_lines import StepLines
+from pipeline.callbacks.stop_after import StopAfter
 from pipeline.config import Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.data.loader import iterate
 from pipeline.dist import World, from_main, wait_for_all
@@ -30,7 +33,7 @@ from pipeline.models.lora import is_adapter
 from pipeline.phases import Segment, learning_rate
 from pipeline.progress import Progress
 from pipeline.setup import Setup, set_up
-from pipeline.trainer import Trainer
+from pipeline.trainer import Callback, Trainer
 
 log = logging.getLogger("pipeline")
 
@@ -88,14 +91,14 @@ class SegmentRun:
         self.stop_reason = trainer.stop_reason
         self.steps = progress.step - resumed_at
         tensors: Mapping[str, Tensor] = {}
-        if trainer.finished:
+        if trainer.done:
             tensors = self._export(setup, start, progress, target)
         setup.engine.close()
-        return trainer.finished, progress, tensors
+        return trainer.done, progress, tensors
 
     def _resume(self, setup: Setup, progress: Progress) -> Progress:
         folder = self.folder / "checkpoints"
-        found = ckpt.newest_checkpoint(folder, self.segment.start, self.segment.stop - 1)
+        found = ckpt.newest_checkpoint(folder, self.segment.start, self.segment.stop)
         name = from_main(None if found is None else found.name, self.world)
         if name is None:
             return progress
@@ -120,12 +123,24 @@ class SegmentRun:
             self.precision,
         )
 
-    def _callbacks(
-        self, board: Board, setup: Setup, budget: int | None
-    ) -> tuple[Preempt, Monitor, Settle, Evaluator, Checkpointer]:
+    def _callbacks(self, board: Board, setup: Setup, budget: int | None) -> tuple[Callback, ...]:
         phase = self.phase
+        checkpoints = self.folder / "checkpoints"
         return (
-            Preempt(stop_after=budget),
+            StopAfter(budget),
+            Skips(
+                StepLines(self.folder / SKIPPED_STEPS, self.world),
+                self.name,
+                most=phase.max_skipped_steps,
+                newest=lambda: ckpt.newest_checkpoint(checkpoints, 0, self.segment.stop),
+            ),
+            Spikes(
+                board,
+                StepLines(self.folder / LOSS_SPIKES, self.world),
+                self.name,
+                window=phase.spike_window,
+                threshold=phase.spike_threshold,
+            ),
             Monitor(board, self.name, total_steps=self.total, log_every=phase.log_every),
             Settle(self.name, phase, setup.blend),
             Evaluator(
@@ -136,10 +151,11 @@ class SegmentRun:
                 show=setup.probe.show,
             ),
             Checkpointer(
-                self.folder / "checkpoints",
+                checkpoints,
                 self.fingerprint,
                 every=phase.checkpoint_every,
                 keep=phase.keep_checkpoints,
+                settles=settles(phase),
             ),
         )
 

@@ -15,8 +15,8 @@ T = TypeVar("T")
 STOP_FILE = "STOP"
 
 
-class Stopped(Exception):
-    """Asked to stop where there is nothing to save; not an error. The message says who asked."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A stop was asked for; the message says by whom. What is done is kept by who catches it."""
 
 
 def agreed_stop(world: World) -> str | None:
@@ -24,7 +24,8 @@ def agreed_stop(world: World) -> str | None:
     asked = world.presence.stop_asked()
     if not agree_any(asked is not None, world):
         return None
-    return next(each for each in gather_json(asked, world) if each is not None)
+    wishes: list[str | None] = gather_json(asked, world)
+    return next(each for each in wishes if each is not None)
 
 
 def stop_if_asked(world: World) -> None:

@@ -12,9 +12,12 @@ log = logging.getLogger("pipeline")
 class Checkpointer:
     """Knows where checkpoints go and which recipe they belong to."""
 
-    def __init__(self, folder: Path, fingerprint: str, *, every: int, keep: int) -> None:
+    def __init__(
+        self, folder: Path, fingerprint: str, *, every: int, keep: int, settles: bool = False
+    ) -> None:
+        """settles: the last step's weights are changed for the export, so they are saved before."""
         self._folder, self._fingerprint = folder, fingerprint
-        self._every, self._keep = every, keep
+        self._every, self._keep, self._settles = every, keep, settles
         self._saved_at = -1
 
     def on_start(self, trainer: Trainer) -> None:
@@ -23,12 +26,15 @@ class Checkpointer:
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Saves at multiples of the interval."""
-        if record.step % self._every == 0 and not trainer.finished:
+        if self._settles if trainer.finished else record.step % self._every == 0:
             self._save(trainer)
+
+    def on_finish(self, trainer: Trainer) -> None:
+        """Nothing: the export is what stays of a finished segment."""
 
     def on_stop(self, trainer: Trainer) -> None:
         """Saves where an early stop has left the run."""
-        if not trainer.finished and trainer.progress.step != self._saved_at:
+        if not trainer.done and trainer.progress.step != self._saved_at:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.dist import World, max_over_ranks, sum_over_ranks
+from pipeline.dist import World, max_over_ranks
 from pipeline.trainer import StepRecord, Trainer
 
 log = logging.getLogger("pipeline")
@@ -68,6 +68,9 @@ class Monitor:
             self._show(trainer)
             self._window = []
 
+    def on_finish(self, trainer: Trainer) -> None:
+        """Nothing: the last step was shown."""
+
     def on_stop(self, trainer: Trainer) -> None:
         """Shows what an early stop left unshown."""
         if self._window:
@@ -76,8 +79,7 @@ class Monitor:
     def _show(self, trainer: Trainer) -> None:
         window, world = self._window, trainer.world
         elapsed = max(sum(each.seconds for each in window), 1e-9)
-        share = sum(float(each.loss_share) for each in window)
-        loss = sum_over_ranks([share], world)[0] / len(window)
+        loss = sum(each.loss for each in window) / len(window)
         trainer.progress.train_loss = loss
         memory = max_over_ranks(_memory_gib(), world)
         records = sum(each.records for each in window)

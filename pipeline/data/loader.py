@@ -21,6 +21,7 @@ from pipeline.data.plan import Plan, arrange
 from pipeline.data.prompts import MakeRows, Row
 from pipeline.data.reader import RawRecord, ShardReader
 from pipeline.errors import DataError
+from pipeline.watch.signals import leave_signals_to_the_parent
 
 
 class ImageSource(Protocol):
@@ -148,6 +149,7 @@ def iterate(dataset: StepDataset, start: int, stop: int, *, workers: int) -> Ite
         # Its own generator: otherwise each start draws from torch's global one, and a resumed run
         # would see other dropout than an uninterrupted one.
         generator=torch.Generator(),
+        worker_init_fn=leave_signals_to_the_parent,
     )
     yield from loader
 

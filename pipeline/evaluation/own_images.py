@@ -28,8 +28,11 @@ from pipeline.evaluation.gallery import Card, by_reason, page, thumbnail
 from pipeline.export_files import ExportTensors, check_has_st
 from pipeline.exports import find_export
 from pipeline.models.placement import Placement
+from pipeline.presence import Presence
 from pipeline.splits import language_collator
+from pipeline.stopping import stop_if_asked
 from pipeline.tasks import caption_prompt
+from pipeline.watch.signals import leave_signals_to_the_parent
 
 log = logging.getLogger("pipeline")
 
@@ -60,12 +63,13 @@ def caption_images(config: Config, world: World) -> str:
     seen = FileBatch()
     captions = caption_batches(
         built.model,
-        _batches(config, _dataset(config, built, found, world), seen),
+        _batches(config, _dataset(config, built, found, world), seen, world.presence),
         built.tokenizer,
         config.evaluate,
         device=world.device,
         dtype=dtype,
     )
+    stop_if_asked(world)
     local = [captions, seen.faults, seen.pictures]
     parts: tuple[dict[str, str], dict[str, str], dict[str, str]] = ({}, dict(found.faults), {})
     for gathered in gather_json(local, world):
@@ -106,12 +110,23 @@ def _dataset(config: Config, built: CaptionModel, found: Found, world: World) ->
     )
 
 
-def _batches(config: Config, dataset: FileDataset, seen: FileBatch) -> Iterator[Batch]:
-    """The prompts, loaded ahead; faults and pictures gather in `seen`."""
+def _batches(
+    config: Config, dataset: FileDataset, seen: FileBatch, presence: Presence
+) -> Iterator[Batch]:
+    """The prompts, loaded ahead; faults and pictures gather in `seen`. Ends where a stop is asked
+    for."""
     workers = min(config.data.workers, len(dataset))
-    loader: DataLoader[FileBatch] = DataLoader(dataset, batch_size=None, num_workers=workers)
+    loader: DataLoader[FileBatch] = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=leave_signals_to_the_parent,
+    )
     began = time.perf_counter()
     for done, loaded in enumerate(loader, start=1):
+        if presence.stop_asked() is not None:
+            return
+        presence.beat()
         seen.faults |= loaded.faults
         seen.pictures |= loaded.pictures
         if loaded.batch is not None:

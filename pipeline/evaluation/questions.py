@@ -30,6 +30,7 @@ from pipeline.evaluation.scienceqa import Scores, score, write_results
 from pipeline.models.multimodal import MultimodalOutput
 from pipeline.objectives import outputs_of
 from pipeline.splits import Split, open_split
+from pipeline.stopping import stoppable
 from pipeline.tasks import question_format
 from pipeline.validation import language_metrics, skipped_over_ranks
 
@@ -86,7 +87,7 @@ def answer_questions(config: Config, world: World) -> dict[str, Any]:
 def _choose(loaded: Loaded, asked: Pass, world: World) -> Answers:
     """This rank's answers; as many forward passes on every rank, dummies included."""
     answers = Answers()
-    for batch in asked():
+    for batch in stoppable(asked(), world):
         moved = to_device(batch, world.device, loaded.dtype)
         assert isinstance(moved, LanguageBatch)
         out = outputs_of(loaded.built.model, moved)

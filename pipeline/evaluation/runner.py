@@ -26,6 +26,7 @@ from pipeline.export_files import ExportTensors, read_export
 from pipeline.objectives import ContrastiveTask
 from pipeline.run import export_folder
 from pipeline.splits import Split, open_split, pair_dataset, share_of
+from pipeline.stopping import stoppable
 from pipeline.validation import language_metrics, retrieval_features, skipped_over_ranks
 
 log = logging.getLogger("pipeline")
@@ -85,7 +86,7 @@ def _captions(
 
     local = caption_batches(
         built.model,
-        watched(),
+        stoppable(watched(), world),
         built.tokenizer,
         config.evaluate,
         device=world.device,

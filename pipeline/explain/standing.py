@@ -103,7 +103,7 @@ def _position(
     """The step that the phase goes on from, and the folder that it is read from."""
     step, source = 0, None
     for segment in segments:
-        newest = ckpt.newest_checkpoint(folder / "checkpoints", segment.start, segment.stop - 1)
+        newest = ckpt.newest_checkpoint(folder / "checkpoints", segment.start, segment.stop)
         if newest is not None:
             step, source = int(newest.name.removeprefix("step-")), newest
         done = read_export(folder / f"segment-{segment.index}")

@@ -55,7 +55,9 @@ class Cause:
         if self.code != USER_ERROR:
             return f"error: {self.place}: {self.what}{self._samples()}"
         # What the user can mend is most often the same on all ranks, and rank 0 tells it.
-        return f"error: {self.what}" if self.place.rank == 0 else f"error: {self.place}: {self.what}"
+        return (
+            f"error: {self.what}" if self.place.rank == 0 else f"error: {self.place}: {self.what}"
+        )
 
     def _samples(self) -> str:
         keys = self.place.keys

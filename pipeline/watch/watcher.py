@@ -12,12 +12,11 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import NoReturn
 
 from pipeline.dist import World, gather_json
 from pipeline.watch.causes import (
-    BUG,
     SIGNALLED,
     Cause,
     Place,
