@@ -50,7 +50,7 @@ def summarise(
     log.info(
         "%-13s %s at step %d: %d records seen, %d skipped %s in %.0f s; %s; TensorBoard: %s",
         name,
-        summary["state"],
+        f"stopped ({stopped})" if stopped else "finished",
         progress.step,
         progress.records_seen,
         skipped,

@@ -1,12 +1,14 @@
 """Whether the training thread makes progress, seen from another thread of the same process.
 
 Nothing but the loops has to report: the thread's stack is looked at once a second. A thread that
-waits for another process stands in the same place of the same code; one that works does not.
+waits for another process stands in the same place of the same code; one that works does not, or
+writes a file, or, where that means anything, takes processor time.
 """
 
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -23,31 +25,42 @@ _CHILD = subprocess.__file__
 
 _COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
 
+_WORKING = 0.2  # of a processor; waiting in short waits takes less
+
 _IO = Path("/proc/self/io")
 
 
 class Signs:
     """Counts for how long the main thread was seen standing still."""
 
-    def __init__(self, presence: Presence) -> None:
+    def __init__(self, presence: Presence, *, spins: bool) -> None:
+        """spins: the thread takes processor time while it waits, as it does for a GPU."""
         self._presence = presence
-        self._thread = threading.main_thread().ident
+        self._thread = threading.main_thread().ident or 0
+        self._clock = None if spins else time.pthread_getcpuclockid(self._thread)
+        self._taken = 0.0
         self._before: object = None
         self.still = 0.0
         self.waits = False
 
     def look(self, seconds: float) -> None:
         """Takes a look; so much time went by since the last one."""
-        frames = list(_frames(sys._current_frames().get(self._thread or 0)))
+        frames = list(_frames(sys._current_frames().get(self._thread)))
         files = [each.f_code.co_filename for each in frames]
         stack = tuple((id(each.f_code), each.f_lasti) for each in frames)
         now = (self._presence.beats, stack, _written_and_read())
-        if now != self._before or _CHILD in files:
+        if now != self._before or _CHILD in files or self._computes(seconds):
             self.still = 0.0
         else:
             self.still += seconds
         self._before = now
         self.waits = any(part in each for each in files for part in _COLLECTIVES)
+
+    def _computes(self, seconds: float) -> bool:
+        if self._clock is None:
+            return False
+        before, self._taken = self._taken, time.clock_gettime(self._clock)
+        return self._taken - before > _WORKING * seconds
 
 
 def _frames(innermost: FrameType | None) -> Iterator[FrameType]:
