@@ -13,11 +13,12 @@ _DEEPSPEED = b"deepspeed.launcher.launch"
 class Launchers:
     """The parent, and under deepspeed the parent's parent."""
 
-    def __init__(self, *, watched: bool) -> None:
-        """watched: False where nobody launched this process but a shell, which may end."""
-        self._watched = watched
+    def __init__(self, ranks: int) -> None:
+        """ranks: of the run; a single one may have been started by a shell, which may end."""
         self._parent = os.getppid()
-        self._above = _parent_of(self._parent) if _is_deepspeed(self._parent) else None
+        deepspeed = _is_deepspeed(self._parent)
+        self._watched = deepspeed or ranks > 1
+        self._above = _parent_of(self._parent) if deepspeed else None
 
     def gone(self) -> str | None:
         """Which of them has ended, in words; None when all are there."""

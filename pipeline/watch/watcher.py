@@ -53,7 +53,7 @@ class Watch:
         self._processes = [int(process) for _, process in found]
         self._wire = Wire(world)
         self._signals = Signals(self._wire.knocker, self._presence, str(self._place()))
-        self._launchers = Launchers(watched=world.size > 1)
+        self._launchers = Launchers(world.size)
         self._signs = Signs(self._presence, spins=world.device.type == "cuda")
         self._roll = RollCall(self._hosts, self._timeout) if world.is_main else None
         self._main_place = Place(0, self._hosts[0])  # as rank 0 told it last
