@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config import Config
 from pipeline.data.features import CachedFeatures, encode_shards, feature_files
 from pipeline.data.loader import DecodedImages
-from pipeline.dist import World, wait_for_all
+from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.export_files import IMPORTED, ExportTensors, read_export
 from pipeline.hashes import fingerprint_of, tensor_hash
@@ -37,6 +37,7 @@ from pipeline.models.placement import WHOLE, Placement
 from pipeline.models.quantize import is_quantized
 from pipeline.models.tower import AdaptedTower
 from pipeline.splits import NO_IMAGES, Images, Split, decoded
+from pipeline.stopping import stop_if_asked
 
 log = logging.getLogger("pipeline")
 
@@ -275,8 +276,9 @@ def _cached(
             rank=world.rank,
             ranks=world.size,
             workers=config.data.workers,
+            presence=world.presence,
         )
-        wait_for_all(world)
+        stop_if_asked(world)
         if encoded:
             log.info("features      %s: images encoded once, kept in %s", name, folder)
         places += feature_files(folder, part.shards)

@@ -11,7 +11,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as torch_dist
 
 from pipeline.errors import ConfigError, UserError
+from pipeline.presence import Presence
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ class World:
     local_rank: int
     local_size: int
     device: torch.device
+    presence: Presence = field(default_factory=Presence, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:

@@ -39,6 +39,8 @@ TAG = "engine"  # of what DeepSpeed writes: a folder within a checkpoint's
 
 # What its files hold besides tensors and plain values; nothing else is unpickled.
 SAFE = (ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address)
+# What DeepSpeed says, in an Exception of no class of its own, when fp16 has no scale left to try.
+_NO_SCALE = "loss scale already at minimum"
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -102,6 +104,7 @@ class Engine:
     ) -> None:
         loaded = ds.read_ds_config(name, phase.ds_config)
         self.world = world
+        self._precision = precision
         self.stage = ds.zero_stage(loaded)
         self.groups = tuple(split_by_decay(groups))
         self.layout = layout_of(loaded, precision)
@@ -160,13 +163,28 @@ class Engine:
         step's loss. DeepSpeed averages over ranks, hence the factor."""
         self._engine.backward(loss * self.world.size, scale_wrt_gas=False)
 
+    @property
+    def scales_loss(self) -> bool:
+        """True in fp16, which skips steps while it looks for the scale of the loss."""
+        return self._precision == "fp16"
+
     def step(self) -> StepResult:
         """One optimizer step over all gradients since the last one.
 
-        Non-finite gradients on any rank make every rank skip it.
+        Non-finite gradients on any rank make every rank skip it. Raises ConfigError where fp16
+        finds no scale at which they are finite.
         """
         before = int(self._engine.skipped_steps)
-        self._engine.step()
+        try:
+            self._engine.step()
+        except Exception as error:
+            if _NO_SCALE not in str(error):
+                raise
+            raise ConfigError(
+                "precision=fp16: gradients are not finite at any scale of the loss; lower lr, "
+                "raise warmup_steps, or use precision=bf16 or fp32 (the steps that were skipped, "
+                "with their samples, are in skipped_steps.jsonl)"
+            ) from error
         norm = self._engine.get_global_grad_norm()
         value = math.nan if norm is None else float(norm)
         return StepResult(value, skipped=int(self._engine.skipped_steps) > before)

@@ -176,6 +176,7 @@ class LanguageObjective:
                 loss = loss + self.align_weight * align / max(rows, 1.0)
             share += loss.detach()
             self.engine.backward(loss)
+            self.world.presence.beat()
         return StepLoss(share, tokens)
 
 
@@ -202,6 +203,7 @@ class ContrastiveObjective:
             for batch in moved:
                 randomness.append(_random_state())
                 outputs.append(self.engine(batch))
+                self.world.presence.beat()
         share, pairs, gradients, scale_gradient = self._loss_gradients(moved, outputs)
         for i, batch in enumerate(moved):
             if not once:
@@ -210,6 +212,7 @@ class ContrastiveObjective:
             image_gradient, text_gradient = gradients[i]
             surrogate = (image * image_gradient).sum() + (text * text_gradient).sum()
             self.engine.backward(surrogate + (scale * scale_gradient).sum() / len(moved))
+            self.world.presence.beat()
         return StepLoss(share, pairs)
 
     def _loss_gradients(

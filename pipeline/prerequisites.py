@@ -7,17 +7,19 @@ arguments works in a fresh clone. A real recipe leaves this off and gets a clear
 import logging
 from pathlib import Path
 
-from pipeline.config import Config
+from pipeline.config import Config, PrepareConfig
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.prepare import prepare
 from pipeline.data.remote import is_remote
 from pipeline.data.settings import check_prepared
 from pipeline.dist import World, on_main
+from pipeline.errors import DataError
 from pipeline.explain.sketches import unmade_weights, with_sketches
 from pipeline.phases import phases_before
 from pipeline.preflight import check, check_scores
 from pipeline.pretrain import pretrain
 from pipeline.run import effective, run_phase
+from pipeline.stopping import stop_if_asked
 from pipeline.tasks import scored
 
 log = logging.getLogger("pipeline")
@@ -26,18 +28,31 @@ log = logging.getLogger("pipeline")
 def make_shards(config: Config, world: World) -> None:
     """Prepares the recipe's `prepare` on rank 0 where shards are missing.
 
-    Shards that are there, but of other settings than the recipe's, are a DataError.
+    Shards that are there, but of other settings than the recipe's, are a DataError. Raises Stopped
+    on all ranks where a stop is asked for; finished shards are kept.
     """
 
     def make() -> None:
         missing = shards_missing(config)
         for entry in config.prepare.values():
+            if world.presence.stop_asked() is not None:
+                return
             if missing:
-                prepare(entry, report=log.info)
+                _prepare(entry, world)
             else:
                 check_prepared(entry)
 
     on_main(make, world)
+    stop_if_asked(world)
+
+
+def _prepare(entry: PrepareConfig, world: World) -> None:
+    try:
+        prepare(entry, report=log.info)
+    except DataError:
+        # A launcher that ends a rank ends its working processes too: that is no fault of theirs.
+        if world.presence.stop_asked() is None:
+            raise
 
 
 def ensure(config: Config, world: World, *, until: str) -> bool:
@@ -60,10 +75,15 @@ def ensure(config: Config, world: World, *, until: str) -> bool:
     if until == "pretrain":
         return True
     if config.pretrain.out and not pretrain(config, world):
+        log.info("%-13s is not started: pre-training was stopped; the same command goes on", until)
         return False
     chosen = effective(config)
     check(chosen, world, until=until)
-    return all(run_phase(chosen, name, world) for name in phases_before(chosen, until))
+    for name in phases_before(chosen, until):
+        if not run_phase(chosen, name, world):
+            log.info("%-13s is not started: %s was stopped; the same command goes on", until, name)
+            return False
+    return True
 
 
 def unmade(config: Config) -> set[str]:

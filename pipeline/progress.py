@@ -26,3 +26,5 @@ class Progress:
     changes: list[str] = field(default_factory=list)  # gone on with knowingly: step, what, how
     validation: dict[str, dict[str, float]] = field(default_factory=dict)  # start, end
     validated_at: int = 0  # the step of validation["end"]
+    validation_due: bool = False  # the one of this step was broken off
+    recent_losses: list[float] = field(default_factory=list)  # what a spike stands out from

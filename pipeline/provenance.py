@@ -37,6 +37,9 @@ _HARMLESS = {
     "val_records",
     "sample_images",
     "stop_after",
+    "max_skipped_steps",
+    "spike_window",
+    "spike_threshold",
     "caption_records",
     "question_records",
 }

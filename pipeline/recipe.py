@@ -36,6 +36,8 @@ from pipeline.retention import check_retention
 HOME = Path(__file__).resolve().parents[1]
 RECIPES = HOME / "stages" / "recipes"
 
+_SHORTEST_TIMEOUT = 5.0  # ranks give a sign of life every second
+
 
 def load_recipe(arguments: Sequence[str], section: str | None = None) -> Config:
     """The resolved and checked recipe of a stage.
@@ -99,6 +101,11 @@ def validate(config: Config) -> None:
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{key}={value} must be 1 or more; leave it null for no limit")
+    if config.timeout is not None and config.timeout < _SHORTEST_TIMEOUT:
+        raise ConfigError(
+            f"timeout={config.timeout:g} must be {_SHORTEST_TIMEOUT:g} seconds or more; leave "
+            "it null to wait for ever"
+        )
     _check_mix(config)
     if config.llm.lora.dropout >= 1:
         raise ConfigError(f"llm.lora.dropout={config.llm.lora.dropout} must be in [0, 1)")

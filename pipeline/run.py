@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.assemble import check_adapters
-from pipeline.callbacks.settle import exported
+from pipeline.callbacks.stop_after import stop_after_reached
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.checkpoint_state import identity_in, read_state
 from pipeline.config import Config, PhaseConfig
@@ -32,6 +32,8 @@ from pipeline.provenance import identity_of_phase
 from pipeline.recipe import save_recipe
 from pipeline.segment import SegmentRun
 from pipeline.splits import open_training
+from pipeline.stopping import STOP_FILE, stop_if_asked
+from pipeline.summary import complete_summary, noting_a_stop, summarise
 
 log = logging.getLogger("pipeline")
 
@@ -63,7 +65,11 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     start = start_of(config, name, world)
     identity = identity_of_phase(config, name, world)
     folder = Path(config.runs) / config.name / name
+    if world.is_main:
+        world.presence.obey(folder.parent / STOP_FILE)
+    stop_if_asked(world)
     if _already_done(config, name, folder, identity, world):
+        complete_summary(folder, phase, world)
         log.info("%-13s is finished already: %s", name, folder / "export")
         return True
     if world.is_main:
@@ -78,18 +84,22 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     budget = phase.stop_after  # steps left to this start
     for segment in stretches:
         target = folder / ("export" if segment is stretches[-1] else f"segment-{segment.index}")
-        done = on_main(partial(_finished_segment, target, identity), world)
-        if done is not None:
-            progress, tensors = Progress(**done), ExportTensors(target)
+        kept = on_main(partial(_finished_segment, target, identity), world)
+        if kept is not None:
+            progress, tensors = Progress(**kept), ExportTensors(target)
             continue
         progress.updates = 0
         runner = SegmentRun(config, name, segment, stretches[-1].stop, folder, identity, world)
-        finished, progress, tensors = runner.train(tensors, progress, target, budget)
+        with noting_a_stop(folder, name, progress, world):
+            stop_if_asked(world)
+            done, progress, tensors = runner.train(tensors, progress, target, budget)
         budget = None if budget is None else budget - runner.steps
-        done_all = finished and segment is stretches[-1]
-        if done_all or not finished or budget == 0 or runner.stop_reason:
-            _summarise(folder, name, progress, done_all, runner, world)
-        if runner.stop_reason == "signal" or (not done_all and (not finished or budget == 0)):
+        reason = runner.stop_reason
+        if done and segment is not stretches[-1] and budget == 0:
+            reason = stop_after_reached(phase.stop_after or 0)
+        if reason is not None or segment is stretches[-1]:
+            summarise(folder, phase, progress, reason, runner.ran, world)
+        if reason is not None:
             return False
     return True
 
@@ -205,45 +215,3 @@ def _finished_segment(export: Path, identity: Identity) -> dict[str, Any] | None
         own = {"fingerprint": identity.fingerprint, "identity": identity.as_json()}
         write_json(export / DETAILS, {**found, **own, "progress": progress})
     return progress
-
-
-def _summarise(
-    folder: Path, name: str, progress: Progress, finished: bool, run: SegmentRun, world: World
-) -> None:
-    if not world.is_main:
-        return
-    summary = {
-        "state": "finished" if finished else "stopped",
-        "reason": run.stop_reason,
-        "phase": name,
-        "steps": progress.step,
-        "steps_skipped": progress.steps_skipped,
-        "records_seen": progress.records_seen,
-        "records_by_set": progress.records_by_set,
-        "records_skipped": progress.records_skipped,
-        "texts_cut": progress.texts_cut,
-        "io_retries": progress.io_retries,
-        "worker_restarts": progress.worker_restarts,
-        "seconds": round(progress.seconds, 2),
-        "trained_parameters": run.trained_parameters,
-        "train_loss_end": progress.train_loss,
-        "validation": progress.validation,
-        "changes": progress.changes,
-        "exported": exported(getattr(run.config, name)) if finished else None,
-        "ranks": world.size,
-        "precision": run.precision,
-    }
-    write_json(folder / "summary.json", summary)
-    skipped = sum(progress.records_skipped.values())
-    log.info(
-        "%-13s %s at step %d: %d records seen, %d skipped %s in %.0f s; %s; TensorBoard: %s",
-        name,
-        summary["state"],
-        progress.step,
-        progress.records_seen,
-        skipped,
-        progress.records_skipped or "",
-        progress.seconds,
-        folder / "summary.json",
-        folder / "tensorboard",
-    )

@@ -18,10 +18,13 @@ from torch import Tensor
 from pipeline.callbacks.checkpoint import Checkpointer
 from pipeline.callbacks.evaluate import Evaluator
 from pipeline.callbacks.monitor import Board, Monitor
-from pipeline.callbacks.preempt import Preempt
 from pipeline.callbacks.requests import RequestFile
-from pipeline.callbacks.settle import Settle
-from pipeline.checkpoint import choose_checkpoint
+from pipeline.callbacks.settle import Settle, settles
+from pipeline.callbacks.skips import SKIPPED_STEPS, Skips
+from pipeline.callbacks.spikes import LOSS_SPIKES, Spikes
+from pipeline.callbacks.step_lines import StepLines
+from pipeline.callbacks.stop_after import StopAfter
+from pipeline.checkpoint import choose_checkpoint, newest_checkpoint
 from pipeline.config import Config, EncoderAdaptConfig, PhaseConfig
 from pipeline.data.loader import iterate
 from pipeline.dist import World, wait_for_all
@@ -37,7 +40,7 @@ from pipeline.retention import retention_of
 from pipeline.saving import Saver
 from pipeline.setup import Setup, set_up
 from pipeline.splits import open_training
-from pipeline.trainer import Trainer
+from pipeline.trainer import Callback, Trainer
 
 log = logging.getLogger("pipeline")
 
@@ -62,6 +65,15 @@ class SegmentRun:
         self.stop_reason: str | None = None
         self.trained_parameters = 0
         self.steps = 0  # taken by this start
+
+    @property
+    def ran(self) -> dict[str, int | str]:
+        """What the summary says of this start; an export keeps it for a summary that is lost."""
+        return {
+            "trained_parameters": self.trained_parameters,
+            "ranks": self.world.size,
+            "precision": self.precision,
+        }
 
     def train(
         self, start: Mapping[str, Tensor], progress: Progress, target: Path, budget: int | None
@@ -95,15 +107,14 @@ class SegmentRun:
         self.stop_reason = trainer.stop_reason
         self.steps = progress.step - resumed_at
         tensors: Mapping[str, Tensor] = {}
-        if trainer.finished:
+        if trainer.done:
             tensors = self._export(setup, start, progress, target)
         setup.engine.close()
-        return trainer.finished, progress, tensors
+        return trainer.done, progress, tensors
 
     def _resume(self, setup: Setup, progress: Progress) -> Progress:
         folder = self.folder / "checkpoints"
-        first, last = self.segment.start, self.segment.stop - 1
-        newest = choose_checkpoint(folder, first, last, self.world)
+        newest = choose_checkpoint(folder, self.segment.start, self.segment.stop, self.world)
         if newest is None:
             return progress
         changes = self.config.resume_with_changes
@@ -129,13 +140,25 @@ class SegmentRun:
             self.precision,
         )
 
-    def _callbacks(
-        self, board: Board, setup: Setup, budget: int | None
-    ) -> tuple[Preempt, Monitor, Settle, Evaluator, Checkpointer]:
+    def _callbacks(self, board: Board, setup: Setup, budget: int | None) -> tuple[Callback, ...]:
         phase = self.phase
         monitor = Monitor(board, self.name, total_steps=self.total, log_every=phase.log_every)
+        checkpoints = self.folder / "checkpoints"
         return (
-            Preempt(stop_after=budget),
+            StopAfter(budget),
+            Skips(
+                StepLines(self.folder / SKIPPED_STEPS, self.world),
+                self.name,
+                most=phase.max_skipped_steps,
+                newest=lambda: newest_checkpoint(checkpoints, 0, self.segment.stop),
+            ),
+            Spikes(
+                board,
+                StepLines(self.folder / LOSS_SPIKES, self.world),
+                self.name,
+                window=phase.spike_window,
+                threshold=phase.spike_threshold,
+            ),
             monitor,
             Settle(self.name, phase, setup.blend),
             Evaluator(
@@ -152,6 +175,7 @@ class SegmentRun:
                 every=phase.checkpoint_every,
                 attempts=self.config.checkpoints.attempts,
                 before_save=monitor.carry,
+                settles=settles(phase),
             ),
         )
 
@@ -187,6 +211,7 @@ class SegmentRun:
                 "phase": self.name,
                 "lora": asdict(self.config.llm.lora) if any(map(is_adapter, tensors)) else None,
                 "family": added_by(self.config) if any(map(is_added, tensors)) else None,
+                "ran": self.ran,
                 "data": {"records": split.records, "fingerprint": split.fingerprint},
             }
             save_export(target, tensors, progress, details, self.config)

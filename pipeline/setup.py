@@ -45,6 +45,7 @@ from pipeline.phases import (
     part_groups,
     trains_encoder,
 )
+from pipeline.probing import Watched
 from pipeline.splits import (
     caption_dataset,
     open_split,
@@ -52,7 +53,6 @@ from pipeline.splits import (
     pair_dataset,
     share_of,
 )
-from pipeline.watch import Watched
 from pipeline.zero import placement_for
 
 

@@ -2,6 +2,7 @@
 
 A `UserError` becomes one line from one rank and exit code 2; everything else keeps its traceback.
 After an error no collective is entered: the process leaves at once, so that nobody waits for it.
+While the work goes on a watch (`pipeline/watch`) hears of the other ranks, and of signals.
 """
 
 import logging
@@ -10,16 +11,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pipeline import dist
 from pipeline.config import Config
 from pipeline.determinism import make_deterministic
 from pipeline.errors import ConfigError, UserError
 from pipeline.recipe import load_recipe
+from pipeline.stopping import STOP_FILE, Stopped
+from pipeline.watch.causes import BUG, USER_ERROR, WELL
+from pipeline.watch.watcher import Watch, leave
 
-_WELL = 0
-_USER_ERROR = 2
-_BUG = 1
+log = logging.getLogger("pipeline")
+
 # Long enough for the launcher to end the other ranks once rank 0 has left with an error.
 _PATIENCE_SECONDS = 4.0
 
@@ -41,6 +45,7 @@ def run_stage(
     under `plan=true` one rank prints it, and nothing else happens.
     """
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    watch = None
     try:
         config = load_recipe(sys.argv[1:] if arguments is None else arguments, section)
         if config.plan:
@@ -51,17 +56,36 @@ def run_stage(
         world = dist.start()
         rank = world.rank
         configure_logging(speaks=world.is_main)
-        body(config, world)
+        watch = Watch(world, config.timeout)
+        run_body(body, config, world)
+        watch.close()
         dist.stop()
         if world.size > 1:
             # With communication threads about, Python's own way out was seen to abort (exit code
             # -6) after all work was done; there is nothing left to do but to flush.
-            _leave(_WELL)
-    except UserError as error:
-        leave_with_user_error(error, rank)
-    except Exception:  # noqa: BLE001 - the way out for our own bugs, with their traceback
+            leave(WELL)
+    except Exception as error:  # noqa: BLE001 - the way out for our own bugs, with their traceback
+        if watch is not None:
+            watch.fail(error)
+        if isinstance(error, UserError):
+            leave_with_user_error(error, rank)
         traceback.print_exc()
-        _leave(_BUG)
+        leave(BUG)
+
+
+def run_body(body: Body, config: Config, world: dist.World) -> None:
+    """The stage's work, or as much of it as there is time for until a stop is asked for."""
+    stop = Path(config.runs) / config.name / STOP_FILE
+    if world.is_main and world.presence.obey(stop):
+        log.info("%-13s %s: it was there already, and is removed", "start", stop)
+    try:
+        body(config, world)
+    except Stopped as asked:
+        log.info(
+            "%-13s %s; what is done is kept, nothing half-made is left, the same command goes on",
+            "stopped",
+            asked,
+        )
 
 
 def say_plan(explain: Explain | None, config: Config) -> None:
@@ -95,7 +119,7 @@ def leave_with_user_error(error: UserError, rank: int) -> None:
         time.sleep(_PATIENCE_SECONDS)
     where = "" if rank == 0 else f"rank {rank}: "
     sys.stderr.write(f"error: {where}{' '.join(str(error).split())}\n")
-    _leave(_USER_ERROR)
+    leave(USER_ERROR)
 
 
 def configure_logging(*, speaks: bool) -> None:
@@ -106,9 +130,3 @@ def configure_logging(*, speaks: bool) -> None:
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(logging.INFO if speaks else logging.ERROR)
-
-
-def _leave(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

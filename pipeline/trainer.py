@@ -1,7 +1,7 @@
 """The training loop. It knows steps, an engine, an objective and callbacks; no phase, no model.
 
 Callbacks see every step and may ask to stop; whatever one rank alone can decide is agreed by all
-ranks before anyone acts on it.
+ranks before anyone acts on it. Between steps all ranks agree whether a stop is asked for.
 """
 
 import time
@@ -10,26 +10,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
 from pipeline.data.loader import RankStep
 from pipeline.dist import World, gather_json, sum_over_ranks
 from pipeline.engine import Engine
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 from pipeline.objectives import Objective
 from pipeline.progress import Progress
-
-_MOST_SKIPPED = 20  # fp16 skips a few steps while it finds its loss scale
+from pipeline.stopping import Stopped, stop_if_asked
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did, the same on every rank but for `loss_share`."""
+    """What one step did, the same on every rank but for `loss_share` and `keys`."""
 
     step: int  # steps done, this one included
-    loss_share: Tensor  # the shares of all ranks add up to the step's loss
+    loss: float
+    loss_share: float  # this rank's; the shares of all ranks add up to `loss`
+    keys: tuple[str, ...]  # of the records that this rank had
     grad_norm: float
-    skipped: bool
+    skipped: bool  # on all ranks, for gradients that were not finite
     lrs: dict[str, float]
     targets: float
     records: int
@@ -46,6 +45,10 @@ class Callback(Protocol):
 
     def on_step(self, trainer: "Trainer", record: StepRecord) -> None:
         """After each step."""
+
+    def on_finish(self, trainer: "Trainer") -> None:
+        """After the segment's last step, unless a stop was asked for; again where this hook was
+        broken off by one, by the start that goes on."""
 
     def on_stop(self, trainer: "Trainer") -> None:
         """After the last step of this start; not after an exception."""
@@ -71,11 +74,11 @@ class Trainer:
         self.progress = progress
         self.last_step = last_step
         self.stop_reason: str | None = None
+        self.done = False  # finished, and everything was done that follows the last step
         self._load = load
         self._learning_rate = learning_rate
         self._callbacks = callbacks
         self._max_bad_records = max_bad_records
-        self._skipped_in_a_row = 0
 
     @property
     def finished(self) -> bool:
@@ -83,35 +86,55 @@ class Trainer:
         return self.progress.step >= self.last_step
 
     def fit(self) -> None:
-        """Trains; returns when the segment is finished or a callback has set `stop_reason`."""
+        """Trains; returns when the segment is done, or early with a `stop_reason`."""
+        try:
+            self._train()
+        except Stopped as asked:
+            self.stop_reason = str(asked)
+        self.world.presence.outside_of_training()
+        for each in self._callbacks:
+            each.on_stop(self)
+
+    def _train(self) -> None:
         for each in self._callbacks:
             each.on_start(self)
         steps = self._load(self.progress.step, self.last_step)
         while not self.finished and not self.stop_reason:
+            stop_if_asked(self.world)
             record = self._train_step(steps)
+            self.world.presence.steady = True
             for each in self._callbacks:
                 each.on_step(self, record)
-        for each in self._callbacks:
-            each.on_stop(self)
+        if self.finished:
+            stop_if_asked(self.world)
+            for each in self._callbacks:
+                each.on_finish(self)
+            self.done = True
 
     def _train_step(self, steps: Iterator[RankStep]) -> StepRecord:
         began = time.perf_counter()
+        self.world.presence.working_on(self.progress.step + 1)
         loaded = next(steps)
+        keys = tuple(dict.fromkeys(key for batch in loaded.batches for key in batch.keys))
+        self.world.presence.working_on(self.progress.step + 1, keys)
         waited = time.perf_counter() - began
         records, padding, waited = self._agree_on_data(loaded, waited)
         lrs = self.engine.set_lr(self._learning_rate(self.progress.updates))
         self.engine.train()
         loss = self.objective.step(loaded.batches)
         result = self.engine.step()
+        share = float(loss.share)
+        (total,) = sum_over_ranks([share], self.world)
         seconds = time.perf_counter() - began
         self.progress.step += 1
         self.progress.updates += not result.skipped
         self.progress.steps_skipped += result.skipped
-        self._stop_divergence(result.skipped, max(lrs.values()))
         self.progress.seconds += seconds
         return StepRecord(
             step=self.progress.step,
-            loss_share=loss.share,
+            loss=total,
+            loss_share=share,
+            keys=keys,
             grad_norm=result.grad_norm,
             skipped=result.skipped,
             lrs=lrs,
@@ -165,15 +188,6 @@ class Trainer:
                 f"{sum(skipped.values())} records could not be used, more than "
                 f"data.max_bad_fraction allows ({dict(skipped)}), the last: {example}; mend the "
                 "shards, or raise data.max_bad_fraction"
-            )
-
-    def _stop_divergence(self, skipped: bool, lr: float) -> None:
-        """Every rank skips the same steps, so every rank raises."""
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
-        if self._skipped_in_a_row >= _MOST_SKIPPED:
-            raise ConfigError(
-                f"gradients were not finite for {_MOST_SKIPPED} steps in a row (learning rate "
-                f"{lr:g}); lower lr, raise warmup_steps, or use precision=bf16 or fp32"
             )
 
 

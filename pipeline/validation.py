@@ -1,7 +1,7 @@
 """Metrics of a model over a split, on all ranks: validation loss, features for retrieval.
 
 Takes any callable that does the task's forward pass (an engine, or the plain task module), and
-batches of which every rank has equally many.
+batches of which every rank has equally many. A stop that is asked for breaks it off (Stopped).
 """
 
 import math
@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.data.collate import Batch, ContrastiveBatch, LanguageBatch, to_device
 from pipeline.dist import World, gather_json, gather_rows, sum_over_ranks
 from pipeline.errors import DataError
+from pipeline.stopping import stoppable
 
 Forward = Callable[[Any], Any]
 
@@ -37,7 +38,7 @@ def language_metrics(
     """
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     tokens = 0.0
-    for batch in batches:
+    for batch in stoppable(batches, world):
         moved = to_device(batch, world.device, dtype)
         assert isinstance(moved, LanguageBatch)
         total += forward(moved)[0].double()
@@ -58,7 +59,7 @@ def retrieval_features(
     ascend. Raises DataError, on every rank, where no record has an image.
     """
     found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    for batch in batches:
+    for batch in stoppable(batches, world):
         moved = to_device(batch, world.device, dtype)
         assert isinstance(moved, ContrastiveBatch)
         image, text, _ = forward(moved)

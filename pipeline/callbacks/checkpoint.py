@@ -30,12 +30,15 @@ class Checkpointer:
         every: int,
         attempts: int,
         before_save: Callable[[Trainer], None],
+        settles: bool = False,
     ) -> None:
         """every: steps. attempts: failures in a row that end the run. before_save: puts what a
-        resumed run must know into its progress; every rank calls it.
+        resumed run must know into its progress; every rank calls it. settles: the last step's
+        weights are changed for the export, so they are saved before.
         """
         self._saver, self._board, self._request = saver, board, request
         self._every, self._attempts, self._before_save = every, attempts, before_save
+        self._settles = settles
         self._saved_at = -1  # the step whose checkpoint is complete or under way
         self._failed = 0  # in a row
         self._asked = False  # by a file, for the one under way
@@ -51,14 +54,17 @@ class Checkpointer:
         asked, busy = sum_over_ranks([wanted, self._saver.busy], trainer.world)
         if not busy:
             self._tell(self._saver.advance(), trainer)
-        due = record.step % self._every == 0
-        if (due or asked) and not trainer.finished:
+        due = self._settles if trainer.finished else record.step % self._every == 0
+        if due or (asked and not trainer.finished):
             self._save(trainer, asked=bool(asked))
+
+    def on_finish(self, trainer: Trainer) -> None:
+        """Nothing: the export is what stays of a finished segment."""
 
     def on_stop(self, trainer: Trainer) -> None:
         """Waits for the one under way, and saves where an early stop has left the run."""
         self._wait(trainer)
-        if not trainer.finished and trainer.progress.step != self._saved_at:
+        if not trainer.done and trainer.progress.step != self._saved_at:
             self._save(trainer)
             self._wait(trainer)
 

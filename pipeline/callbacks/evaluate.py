@@ -32,18 +32,29 @@ class Evaluator:
         self._measure, self._show = measure, show
 
     def on_start(self, trainer: Trainer) -> None:
-        """The phase's starting point, once."""
+        """The phase's starting point, once; and a validation that was broken off by a stop."""
         if "start" not in trainer.progress.validation:
             trainer.progress.validation["start"] = self._validate(trainer)
+        elif trainer.progress.validation_due and not trainer.finished:
+            self._validate_step(trainer)
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
-        """At multiples of the interval, and after the last step."""
-        if trainer.finished or record.step % self._every == 0:
-            trainer.progress.validation["end"] = self._validate(trainer)
-            trainer.progress.validated_at = record.step
+        """At multiples of the interval."""
+        if record.step % self._every == 0 and not trainer.finished:
+            self._validate_step(trainer)
+
+    def on_finish(self, trainer: Trainer) -> None:
+        """What the export is worth."""
+        self._validate_step(trainer)
 
     def on_stop(self, trainer: Trainer) -> None:
         """Nothing: the last step was validated, an early stop goes on later."""
+
+    def _validate_step(self, trainer: Trainer) -> None:
+        trainer.progress.validation_due = True
+        trainer.progress.validation["end"] = self._validate(trainer)
+        trainer.progress.validation_due = False
+        trainer.progress.validated_at = trainer.progress.step
 
     def _validate(self, trainer: Trainer) -> dict[str, float]:
         trainer.engine.train(False)

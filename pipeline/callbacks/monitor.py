@@ -110,6 +110,9 @@ class Monitor:
             self._board.scalars(self._show(trainer), record.step)
             self._window, self._carried = [], _NOTHING
 
+    def on_finish(self, trainer: Trainer) -> None:
+        """Nothing: the last step was shown."""
+
     def on_stop(self, trainer: Trainer) -> None:
         """A line of what an early stop leaves unshown; its point comes when the run goes on."""
         if self._window:

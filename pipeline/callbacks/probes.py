@@ -24,6 +24,7 @@ from pipeline.engine import Engine
 from pipeline.evaluation.captions import quick_cider
 from pipeline.evaluation.retrieval import recall_at_k
 from pipeline.models.multimodal import MultimodalLM
+from pipeline.stopping import stoppable
 from pipeline.validation import language_metrics, retrieval_features, skipped_over_ranks
 
 
@@ -141,7 +142,7 @@ class CaptionProbe:
             return metrics
         local = caption_batches(
             self._model,
-            self._prompts(),
+            stoppable(self._prompts(), self._world),
             self._tokenizer,
             self._settings,
             device=self._world.device,

@@ -6,7 +6,7 @@ Comes before validation in the list of callbacks, so that the last validation me
 
 import logging
 
-from pipeline.averages import Blend, as_trained
+from pipeline.averages import Blend
 from pipeline.config import EncoderAdaptConfig, PhaseConfig
 from pipeline.trainer import StepRecord, Trainer
 
@@ -23,14 +23,21 @@ class Settle:
         """Nothing: training starts from what it took over."""
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
-        """After the last step only; training could not go on from here."""
-        if not trainer.finished or not (self._phase.ema or self._blend is not as_trained):
-            return
-        trainer.engine.settle(self._blend)
-        log.info("%-13s exports, and now validates, %s", self._name, exported(self._phase))
+        """Nothing: training goes on from the last step's weights."""
+
+    def on_finish(self, trainer: Trainer) -> None:
+        """Training could not go on from here."""
+        if settles(self._phase):
+            trainer.engine.settle(self._blend)
+            log.info("%-13s exports, and now validates, %s", self._name, exported(self._phase))
 
     def on_stop(self, trainer: Trainer) -> None:
         """Nothing: an early stop leaves the training weights to its checkpoint."""
+
+
+def settles(phase: PhaseConfig) -> bool:
+    """True where the export is not the weights of the last step."""
+    return bool(phase.ema) or (isinstance(phase, EncoderAdaptConfig) and phase.merge_alpha < 1)
 
 
 def exported(phase: PhaseConfig) -> str:

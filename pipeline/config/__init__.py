@@ -95,6 +95,9 @@ class Config:
     overwrite: bool = False  # start a phase again whose export is of another recipe
     resume_with_changes: bool = False  # go on from what other values or data began, knowingly
     deterministic: bool = False  # the same bits again on GPUs too, at some speed; CPUs give them
+    # seconds without a sign of life of a rank until all ranks end (ten times as long where none has
+    # done its first step); null = wait for ever
+    timeout: float | None = not_negative(45.0)
     plan: bool = False  # say what the stage would do, and stop (also --plan)
     plan_ranks: int | None = None  # plan for this many ranks; null = those of the launch
     paths: dict[str, str] = field(default_factory=dict)  # variables for the recipe's ${paths.x}

@@ -36,6 +36,11 @@ class PhaseConfig:
     eval_every: int = positive(500)  # steps; validation also runs at the end of the phase
     val_records: int | None = None  # validate on this many records only; null = the whole split
     sample_images: int = not_negative(8)  # validation images shown with their captions
+    max_skipped_steps: int = positive(20)  # in a row, for want of finite gradients; then it stops
+    spike_window: int = not_negative(
+        100
+    )  # steps that a loss is compared with; 0 = no spikes marked
+    spike_threshold: float = positive(6.0)  # standard deviations above their mean
     stop_after: int | None = None  # stop, resumable, after this many steps of this start
 
 

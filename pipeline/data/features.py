@@ -25,6 +25,7 @@ from pipeline.data.loader import DecodedImages
 from pipeline.data.lru import LRU
 from pipeline.data.reader import RawRecord, ShardReader
 from pipeline.data.workers import LoadedAhead
+from pipeline.presence import Presence
 
 Encode = Callable[[Tensor], Tensor]  # (B, 3, H, W) -> (B, C) or (B, k, C)
 
@@ -147,12 +148,14 @@ def encode_shards(
     rank: int,
     ranks: int,
     workers: int,
+    presence: Presence | None = None,
     batch: int = 64,
 ) -> int:
     """Writes the features of this rank's shards (every `ranks`-th) that are not there yet.
 
-    shape: of one image's features, (C,) or (k, C). Returns the number of images encoded; each is
-    encoded once, however many captions it has.
+    shape: of one image's features, (C,) or (k, C). presence: hears of each batch; where a stop is
+    asked for, the shard at hand is given up. Returns the number of images encoded; each is encoded
+    once, however many captions it has.
     """
     folder.mkdir(parents=True, exist_ok=True)
     encoded = 0
@@ -162,8 +165,17 @@ def encode_shards(
         if target.is_file():
             continue
         rows = _encode_shard(
-            reader, images, encode, shard, shape=shape, workers=workers, batch=batch
+            reader,
+            images,
+            encode,
+            shard,
+            shape=shape,
+            workers=workers,
+            presence=presence or Presence(),
+            batch=batch,
         )
+        if rows is None:
+            break
         first = rows.reshape(len(rows), -1)[:, 0]
         encoded += int((~np.isnan(first)).sum())
         writing = folder / f".{target.name}.{os.getpid()}"
@@ -183,12 +195,17 @@ def _encode_shard(
     *,
     shape: tuple[int, ...],
     workers: int,
+    presence: Presence,
     batch: int,
-) -> npt.NDArray[np.float32]:
+) -> npt.NDArray[np.float32] | None:
+    """(N, *shape) of a shard's N records; None where a stop is asked for."""
     count = reader.manifest.shards[shard].records
     dataset = _ShardImages(reader, images, shard, batch)
     rows = np.full((count, *shape), np.nan, dtype=_FLOAT32)
     for usable in LoadedAhead(dataset, range(math.ceil(count / batch)), workers=workers):
+        if presence.stop_asked() is not None:
+            return None
+        presence.beat()
         if usable:
             features = encode(torch.stack([image for _, image in usable])).float().cpu()
             rows[[record for record, _ in usable]] = features.numpy()

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import DataError
+from pipeline.watch.signals import leave_signals_to_the_parent
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -80,6 +81,7 @@ class LoadedAhead(Generic[T_co]):
             # Its own generator: otherwise each start draws from torch's global one, and a resumed
             # run would see other dropout than an uninterrupted one.
             generator=torch.Generator(),
+            worker_init_fn=leave_signals_to_the_parent,
         )
         with _own_signals():
             return iter(loader)

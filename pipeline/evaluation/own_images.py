@@ -27,7 +27,9 @@ from pipeline.evaluation.gallery import Card, by_reason, page, thumbnail
 from pipeline.export_files import ExportTensors, check_has_st
 from pipeline.exports import find_export
 from pipeline.models.placement import Placement
+from pipeline.presence import Presence
 from pipeline.splits import language_collator
+from pipeline.stopping import stop_if_asked
 from pipeline.tasks import caption_prompt
 
 log = logging.getLogger("pipeline")
@@ -59,12 +61,13 @@ def caption_images(config: Config, world: World) -> str:
     seen = FileBatch()
     captions = caption_batches(
         built.model,
-        _batches(config, _dataset(config, built, found, world), seen),
+        _batches(config, _dataset(config, built, found, world), seen, world.presence),
         built.tokenizer,
         config.evaluate,
         device=world.device,
         dtype=dtype,
     )
+    stop_if_asked(world)
     local = [captions, seen.faults, seen.pictures]
     parts: tuple[dict[str, str], dict[str, str], dict[str, str]] = ({}, dict(found.faults), {})
     for gathered in gather_json(local, world):
@@ -106,11 +109,17 @@ def _dataset(config: Config, built: CaptionModel, found: Found, world: World) ->
     )
 
 
-def _batches(config: Config, dataset: FileDataset, seen: FileBatch) -> Iterator[Batch]:
-    """The prompts, loaded ahead; faults and pictures gather in `seen`."""
+def _batches(
+    config: Config, dataset: FileDataset, seen: FileBatch, presence: Presence
+) -> Iterator[Batch]:
+    """The prompts, loaded ahead; faults and pictures gather in `seen`. Ends where a stop is asked
+    for."""
     loader = LoadedAhead(dataset, range(len(dataset)), workers=config.data.workers)
     began = time.perf_counter()
     for done, loaded in enumerate(loader, start=1):
+        if presence.stop_asked() is not None:
+            return
+        presence.beat()
         seen.faults |= loaded.faults
         seen.pictures |= loaded.pictures
         if loaded.batch is not None:

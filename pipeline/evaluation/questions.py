@@ -21,6 +21,7 @@ from pipeline.evaluation.loading import (
 )
 from pipeline.evaluation.question_results import write_answers
 from pipeline.splits import Split, open_split
+from pipeline.stopping import stoppable
 from pipeline.tasks import check_answering, scored, way_of_answering
 from pipeline.validation import language_metrics, skipped_over_ranks
 
@@ -73,13 +74,15 @@ def _rows(
 
 
 def _compare(config: Config, loaded: Loaded, asked: Pass, world: World) -> Answers:
-    return choose_options(loaded.built.model, asked(), device=world.device, dtype=loaded.dtype)
+    return choose_options(
+        loaded.built.model, stoppable(asked(), world), device=world.device, dtype=loaded.dtype
+    )
 
 
 def _generate(config: Config, loaded: Loaded, asked: Pass, world: World) -> Answers:
     return generate_answers(
         loaded.built.model,
-        watched(asked, "answers"),
+        stoppable(watched(asked, "answers"), world),
         loaded.built.tokenizer,
         config.evaluate,
         device=world.device,

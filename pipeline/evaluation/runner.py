@@ -29,6 +29,7 @@ from pipeline.export_files import ExportTensors, read_export
 from pipeline.objectives import ContrastiveTask
 from pipeline.run import export_folder
 from pipeline.splits import Split, open_split, pair_dataset, share_of
+from pipeline.stopping import stoppable
 from pipeline.tasks import CAPTIONS, scored
 from pipeline.validation import language_metrics, retrieval_features, skipped_over_ranks
 
@@ -71,7 +72,7 @@ def _captions(
     """Record key -> caption, and what could not be captioned by reason, over all ranks."""
     local = caption_batches(
         loaded.built.model,
-        watched(prompts, "captions"),
+        stoppable(watched(prompts, "captions"), world),
         loaded.built.tokenizer,
         config.evaluate,
         device=world.device,

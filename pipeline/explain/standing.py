@@ -109,7 +109,7 @@ def _position(folder: Path, segments: tuple[Segment, ...]) -> tuple[int, Path | 
     """The step that the phase goes on from, and the folder that it is read from."""
     step, source = 0, None
     for segment in segments:
-        newest = newest_checkpoint(folder / "checkpoints", segment.start, segment.stop - 1)
+        newest = newest_checkpoint(folder / "checkpoints", segment.start, segment.stop)
         if newest is not None:
             step, source = int(newest.name.removeprefix("step-")), newest
         if read_export(folder / f"segment-{segment.index}") is not None:

@@ -1,0 +1,43 @@
+"""Stopping in good order: all ranks agree, at a place where nothing half-made is left behind.
+
+A wish to stop may reach one rank alone (a signal, the file `STOP`). The functions here are called
+by all ranks at the same places: between steps, between batches of a validation, between phases.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from pipeline.dist import World, agree_any, gather_json
+
+T = TypeVar("T")
+
+# In the run's folder; an old one is removed by the next start.
+STOP_FILE = "STOP"
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A stop was asked for; the message says by whom. What is done is kept by who catches it."""
+
+
+def agreed_stop(world: World) -> str | None:
+    """Who asked any of the ranks for a stop, the same on all; None: nobody. All ranks call it."""
+    asked = world.presence.stop_asked()
+    if not agree_any(asked is not None, world):
+        return None
+    wishes: list[str | None] = gather_json(asked, world)
+    return next(each for each in wishes if each is not None)
+
+
+def stop_if_asked(world: World) -> None:
+    """Raises Stopped on all ranks where one was asked for; all ranks call it."""
+    asked = agreed_stop(world)
+    if asked is not None:
+        raise Stopped(asked)
+
+
+def stoppable(batches: Iterable[T], world: World) -> Iterator[T]:
+    """The same batches, of which all ranks have equally many; Stopped once a stop is asked for."""
+    for batch in batches:
+        stop_if_asked(world)
+        yield batch
+        world.presence.beat()

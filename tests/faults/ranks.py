@@ -1,0 +1,105 @@
+"""Starts the ranks of `cases_program.py` one by one, without a launcher that would meddle.
+
+So a test sees what each rank does, when it ends, and with which code.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.helpers import REPOSITORY
+from tests.small import build
+from tests.tiny import TIGHT_ZERO3
+
+PROGRAM = "tests/faults/cases_program.py"
+
+# Where faults are put.
+STEP = "pipeline.objectives.LanguageObjective.step"
+FORWARD = "pipeline.objectives.LanguageTask.forward"
+
+
+@dataclass
+class Ended:
+    """What became of one launch."""
+
+    codes: list[int | None]  # of each rank; None: still there in the end
+    seconds: float  # from the start until the last one that ended by itself
+    output: str
+    errors: str
+
+    @property
+    def last_line(self) -> str:
+        """The last thing printed."""
+        return self.errors.rstrip().splitlines()[-1]
+
+
+def small_recipe(folder: Path, **changes: Any) -> str:
+    """Shards, weights, and a recipe in which ST alignment starts from the base weights."""
+    tight = folder / "tight.json"
+    tight.write_text(json.dumps(TIGHT_ZERO3))
+    shared = {"encoder_adapt__enabled": False, "data__workers": 1, "timeout": 15.0}
+    shared |= {"st_align__epochs": 2, "st_align__sample_images": 0}
+    return f"recipe={build(folder, ds_config=str(tight), **shared, **changes)}"
+
+
+def start(
+    folder: Path, cases: list[dict[str, Any]], *, ranks: int
+) -> list[subprocess.Popen[bytes]]:
+    """The processes of a launch; their output goes into files of `folder`."""
+    path = folder / "cases.json"
+    path.write_text(json.dumps(cases))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "RANK"))}
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"OMP_NUM_THREADS": "1", "EIM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    output, errors = ((folder / name).open("wb") for name in ("output", "errors"))
+    with output, errors:
+        return [
+            subprocess.Popen(
+                [sys.executable, "-u", PROGRAM, str(path)],
+                cwd=REPOSITORY,
+                env=kept | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=output,
+                stderr=errors,
+            )
+            for rank in range(ranks)
+        ]
+
+
+def finish(processes: list[subprocess.Popen[bytes]], folder: Path, *, seconds: float) -> Ended:
+    """Waits until all have ended, kills what has not."""
+    began = last = time.monotonic()
+    codes: list[int | None] = [None] * len(processes)
+    while None in codes and time.monotonic() - began < seconds:
+        for rank, process in enumerate(processes):
+            if codes[rank] is None and process.poll() is not None:
+                codes[rank], last = process.returncode, time.monotonic()
+        time.sleep(0.05)
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    output, errors = ((folder / name).read_text() for name in ("output", "errors"))
+    return Ended(codes, last - began, output, errors)
+
+
+def run(folder: Path, cases: list[dict[str, Any]], *, ranks: int, seconds: float = 300.0) -> Ended:
+    """A whole launch."""
+    return finish(start(folder, cases, ranks=ranks), folder, seconds=seconds)
+
+
+def case(
+    arguments: list[str], *, stage: str = "st_align", fault: tuple[Any, ...] | None = None
+) -> dict[str, Any]:
+    """A case; fault: rank (None: all), target, call, what."""
+    named = None if fault is None else dict(zip(("rank", "target", "call", "what"), fault))  # noqa: B905
+    return {"stage": stage, "arguments": arguments, "fault": named}
