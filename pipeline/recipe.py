@@ -159,9 +159,7 @@ def _merge(section: type[Any], *sources: DictConfig | ListConfig) -> Any:
                 f"{key}: {one_line(error)}; braces name a key of the recipe (${{paths.x}}), a "
                 "variable of the environment has none ($HOME)"
             ) from error
-        raise ConfigError(
-            f"{key}: {one_line(error)}; see pipeline/config/ for its type"
-        ) from error
+        raise ConfigError(f"{key}: {one_line(error)}; see pipeline/config/ for its type") from error
 
 
 def _task_defaults(*sources: DictConfig) -> DictConfig:

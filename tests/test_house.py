@@ -29,11 +29,12 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     3: ("data", "models"),
     4: ("losses", "phases", "averages", "tasks"),
-    5: ("zero", "engine", "checkpoint", "memory"),
+    5: ("zero", "engine", "checkpoint", "memory", "ownership"),
     6: ("objectives", "validation", "captioning"),
     7: ("trainer", "callbacks", "splits", "assemble"),
     8: ("evaluation", "chat", "interchange"),
     9: (
+        "job",
         "setup",
         "explain",
         "segment",
