@@ -192,19 +192,31 @@ fail() {
 
 PHASES=(encoder_adapt st_align llm_tune)
 
-whole_of_eim() {
+# The job of slurm/train_*.sh.
+whole_of_eim() { PIECES="shards ${PHASES[*]} evaluate report" run_pieces "$@"; }
+
+run_pieces() {
     read_arguments "$@"
     submit_unless_in_job "$@"
     begin
     [[ $HEALTH = 1 && $DRY_RUN = 0 ]] && check_health
     local piece
-    on_head stages/job.py shards "${ARGUMENTS[@]}"
-    for piece in "${PHASES[@]}" evaluate; do
-        launch "stages/$piece.py" "${ARGUMENTS[@]}"
-        go_on_after "$piece"
+    for piece in $PIECES; do
+        case $piece in
+            shards) on_head stages/job.py shards "${ARGUMENTS[@]}" ;;
+            report) on_head stages/report.py "${ARGUMENTS[@]}" ;;
+            *) launch "stages/$piece.py" "${ARGUMENTS[@]}" && go_on_after "$piece" ;;
+        esac
     done
-    on_head stages/report.py "${ARGUMENTS[@]}"
     [[ $DRY_RUN = 1 ]] || say "finished: $RUN"
+}
+
+# The job of slurm/prepare.sh. Whoever is last to end finds all shards written, and completes them.
+part_of_the_shards() {
+    read_arguments "$@"
+    submit_unless_in_job "$@"
+    local part=$((${SLURM_ARRAY_TASK_ID:-0} - ${SLURM_ARRAY_TASK_MIN:-0})) parts=${SLURM_ARRAY_TASK_COUNT:-1}
+    on_head stages/prepare.py "part=$part" "parts=$parts" "${ARGUMENTS[@]}"
 }
 
 # One process, on the first node.
