@@ -8,7 +8,7 @@ python stages/prepare.py source=webdataset shards=DIR out=DIR    indexes shards 
 python stages/prepare.py source=webdataset 'shards=s3://bucket/cc3m/{000..331}.tar' out=DIR
 python stages/prepare.py source=scenes style=general out=DIR
 python stages/prepare.py [recipe=NAME]          what the recipe's `prepare` section lists
-...                                             part=0 parts=8: one of 8 machines, see slurm/prepare.sh
+...                                             part=0 parts=8: see slurm/prepare.sh
 ...                                             --plan: what it would do
 python stages/prepare.py check out=DIR          verifies shards against their manifest
 python stages/prepare.py check recipe=NAME      all splits of the recipe's data.shards
