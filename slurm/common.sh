@@ -54,11 +54,7 @@ submit_unless_in_job() {
 sbatch_command() {
     printf '%s\n' sbatch
     [[ -n $NODES ]] && printf '%s\n' "--nodes=$NODES"
-    case $GPUS_PER_NODE in
-        '') ;;
-        0) printf '%s\n' --gpus-per-node=none ;;
-        *) printf '%s\n' "--gpus-per-node=$GPUS_PER_NODE" ;;
-    esac
+    [[ -n $GPUS_PER_NODE ]] && printf '%s\n' "--gpus-per-node=$GPUS_PER_NODE"
     [[ -n $ACCOUNT ]] && printf '%s\n' "--account=$ACCOUNT"
     [[ -n $PARTITION ]] && printf '%s\n' "--partition=$PARTITION"
     [[ -n $TIME ]] && printf '%s\n' "--time=$TIME"
@@ -103,7 +99,7 @@ find_master() {
 # RUN, STEPS and STATE: the run's folder, steps done in all phases, and how far one piece is.
 status() {
     local found
-    found=$("${INSIDE[@]}" "$PYTHON" stages/job.py status "$1" "${ARGUMENTS[@]}") || fail $? "$1: $found"
+    found=$("${INSIDE[@]}" "$PYTHON" stages/job.py status "$1" "${ARGUMENTS[@]}" | tail -n1) || fail $? "$1: $found"
     read -r RUN STEPS STATE <<< "$found"
 }
 

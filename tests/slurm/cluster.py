@@ -136,7 +136,10 @@ class Cluster:
         pid = self._pid_inside(name)
         spaces = [f"--{each}=/proc/{pid}/ns/{each[:3]}" for each in ("mount", "net", "uts", "ipc")]
         spaces[0] = f"--mount=/proc/{pid}/ns/mnt"
-        return ["nsenter", *spaces, f"--pid=/proc/{pid}/ns/pid_for_children", *command]
+        spaces.append(f"--pid=/proc/{pid}/ns/pid_for_children")
+        # Another mount namespace starts at its root.
+        there = ["bash", "-c", 'cd "$0" && exec "$@"', str(Path.cwd())]
+        return ["nsenter", *spaces, *there, *command]
 
     def _pid_inside(self, name: str) -> int:
         """A process that is in all namespaces; a node's first one only enters those of the head."""
