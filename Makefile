@@ -58,7 +58,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not dist"
+	$(BIN)/python -m pytest -m "not slow and not dist and not slurm"
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

@@ -10,6 +10,7 @@ python stages/prepare.py source=webdataset shards=DIR out=DIR    indexes shards 
 python stages/prepare.py source=webdataset 'shards=s3://bucket/cc3m/{000..331}.tar' out=DIR
 python stages/prepare.py source=scenes style=general out=DIR
 python stages/prepare.py [recipe=NAME]          what the recipe's `prepare` section lists
+...                                             part=0 parts=8: see slurm/prepare.sh
 ...                                             --plan: what it would do
 python stages/prepare.py check out=DIR          verifies shards against their manifest
 python stages/prepare.py check recipe=NAME      all splits of the recipe's data.shards
@@ -19,6 +20,7 @@ Exits with 0 when all is well, 1 when the check found faults, 2 on an error of t
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import DataConfig, PrepareConfig
@@ -43,7 +45,7 @@ def main(arguments: list[str]) -> int:
     if "source" in parse_overrides(arguments):
         entries = [load_section(PrepareConfig, arguments)]
     else:
-        entries = list(load_recipe(arguments).prepare.values())
+        entries = recipe_entries(arguments)
     if plan:
         print(describe_preparation(entries))
         return 0
@@ -52,6 +54,14 @@ def main(arguments: list[str]) -> int:
     if not entries:
         print("this recipe prepares nothing: its data.shards are expected to be there")
     return 0
+
+
+def recipe_entries(arguments: list[str]) -> list[PrepareConfig]:
+    """What the recipe's `prepare` section lists; `part` and `parts` are for all of it."""
+    shares = [each for each in arguments if each.partition("=")[0] in ("part", "parts")]
+    recipe = load_recipe([each for each in arguments if each not in shares])
+    share = load_section(PrepareConfig, shares)
+    return [replace(each, part=share.part, parts=share.parts) for each in recipe.prepare.values()]
 
 
 def check(arguments: list[str]) -> int:

@@ -65,11 +65,13 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "repartition",
         "resume",
         "memory",
+        "ownership",
     ),
     6: ("objectives", "validation", "captioning", "answering"),
     7: ("trainer", "callbacks", "splits", "provenance", "assemble"),
     8: ("evaluation", "chat", "interchange", "conversion", "model_card"),
     9: (
+        "job",
         "setup",
         "explain",
         "segment",

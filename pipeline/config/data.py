@@ -148,3 +148,7 @@ class PrepareConfig(RemoteConfig):
     records_per_shard: int = positive(1000)
     seed: int = not_negative(0)
     workers: int = not_negative(2)
+    # several machines at once: this one writes every shard whose number is `part` modulo `parts`; a
+    # last run without them finds all shards there and writes the manifest
+    part: int = not_negative(0)
+    parts: int = positive(1)

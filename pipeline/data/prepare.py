@@ -7,6 +7,8 @@ split's folder keeps the settings it was prepared with (`settings.py`).
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
 from pipeline.config import PrepareConfig
 from pipeline.data.cache import cache_of
 from pipeline.data.faults import ContentFault, describe
@@ -16,7 +18,7 @@ from pipeline.data.foreign import drop_stale_indexes, index_shards
 from pipeline.data.manifest import MANIFEST_NAME, SKIPPED_NAME, Manifest, load_manifest
 from pipeline.data.progress import progress_bar
 from pipeline.data.settings import check_settings, save_settings, settings_of
-from pipeline.data.shards import write_split
+from pipeline.data.shards import write_part, write_split
 from pipeline.data.sources import WEBDATASET, SourceRecord, load_source
 from pipeline.errors import ConfigError, DataError
 
@@ -31,7 +33,7 @@ def prepare(cfg: PrepareConfig, *, report: Report) -> dict[str, Manifest]:
         report: called with one line per split.
 
     Returns:
-        Split -> manifest.
+        Split -> manifest, of the splits that are complete: with `cfg.parts`, others may be writing.
 
     Raises:
         ConfigError: a key is not set or a path is missing; raised before anything is written.
@@ -40,6 +42,7 @@ def prepare(cfg: PrepareConfig, *, report: Report) -> dict[str, Manifest]:
     if not cfg.out:
         raise ConfigError("out='': is not set; set out to the folder that shall hold the shards")
     out = Path(cfg.out).expanduser()
+    _check_part(cfg)
     if cfg.source == WEBDATASET:
         return {cfg.split: _index_split(cfg, out / cfg.split, report)}
     splits = load_source(cfg)
@@ -52,7 +55,9 @@ def prepare(cfg: PrepareConfig, *, report: Report) -> dict[str, Manifest]:
         if done is None:
             make_folder(out / split)
             save_settings(out / split, settings[split])
-            done = _write_split(cfg, out / split, records, report)
+            if cfg.parts > 1 and _write_part(cfg, out / split, records, report):
+                continue  # whoever writes the last part completes the split
+            done = _completed(cfg, out / split, records, report)
         manifests[split] = done
     return manifests
 
@@ -95,6 +100,45 @@ def _write_split(
         )
     _report(manifest, faults, len(records), "records", report)
     return manifest
+
+
+def _completed(
+    cfg: PrepareConfig, folder: Path, records: Sequence[SourceRecord], report: Report
+) -> Manifest:
+    """The whole split, from one process at a time: the last two parts may end together."""
+    if cfg.parts == 1:
+        return _write_split(cfg, folder, records, report)
+    with FileLock(folder / ".completing.lock"):
+        return _finished(folder, report) or _write_split(cfg, folder, records, report)
+
+
+def _write_part(
+    cfg: PrepareConfig, folder: Path, records: Sequence[SourceRecord], report: Report
+) -> int:
+    """Writes this machine's shards; returns how many those of others still lack."""
+    with progress_bar(folder.name, len(records) // cfg.parts, "records") as progress:
+        written, missing = write_part(
+            records,
+            folder,
+            seed=cfg.seed,
+            records_per_shard=cfg.records_per_shard,
+            workers=cfg.workers,
+            part=cfg.part,
+            parts=cfg.parts,
+            progress=progress,
+        )
+    left = f"{missing} of other parts are not there yet" if missing else "all parts are there"
+    report(f"{folder.name}: part {cfg.part} of {cfg.parts}: {written} shards written; {left}")
+    return missing
+
+
+def _check_part(cfg: PrepareConfig) -> None:
+    if cfg.part >= cfg.parts:
+        raise ConfigError(f"part={cfg.part}: parts are counted from 0 to parts={cfg.parts} less 1")
+    if cfg.parts > 1 and cfg.source == WEBDATASET:
+        raise ConfigError(
+            f"parts={cfg.parts}: shards that are there are indexed by one machine; leave it out"
+        )
 
 
 def _finished(folder: Path, report: Report) -> Manifest | None:

@@ -77,21 +77,9 @@ def write_split(
     Raises:
         DataError: keys are not unique or not usable, a file cannot be written, a worker died.
     """
-    _check_keys(records)
-    make_folder(folder)
+    tasks, faults = _tasks(records, folder, seed, records_per_shard)
     # Without its manifest the folder counts as unfinished, should this run be killed.
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    # What the source could not use is not shared out: shards would differ in size, or be empty.
-    usable = [record for record in records if record.fault is None]
-    faults = [record.fault for record in records if record.fault is not None]
-    order = np.random.default_rng(seed).permutation(len(usable))
-    tasks = [
-        _Task(
-            folder / f"shard-{number:06d}.tar",
-            tuple(usable[i] for i in order[first : first + records_per_shard]),
-        )
-        for number, first in enumerate(range(0, len(order), records_per_shard))
-    ]
     if progress is not None:
         progress(len(faults))
     done: dict[int, _Written] = {}
@@ -105,6 +93,53 @@ def write_split(
     manifest = Manifest(folder, tuple(shard.entry for shard in shards), tally(faults))
     save_manifest(manifest)
     return manifest, faults
+
+
+def write_part(
+    records: Sequence[SourceRecord],
+    folder: Path,
+    *,
+    seed: int,
+    records_per_shard: int,
+    workers: int,
+    part: int,
+    parts: int,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[int, int]:
+    """Write the shards whose number is `part` modulo `parts`, and no manifest.
+
+    Several machines may do so at the same time, each with its own `part`. `write_split` then finds
+    all shards there. Arguments and faults are those of `write_split`.
+
+    Returns:
+        How many shards this part has, and how many of other parts are not there yet.
+    """
+    tasks = _tasks(records, folder, seed, records_per_shard)[0]
+    mine = tasks[part::parts]
+    for number, _ in run_all(_finish_shard, mine, workers):
+        if progress is not None:
+            progress(len(mine[number].records))
+    return len(mine), sum(not index_path(each.path).is_file() for each in tasks)
+
+
+def _tasks(
+    records: Sequence[SourceRecord], folder: Path, seed: int, records_per_shard: int
+) -> tuple[list[_Task], list[ContentFault]]:
+    """What each shard holds, and what the source could not use of the records."""
+    _check_keys(records)
+    make_folder(folder)
+    # What the source could not use is not shared out: shards would differ in size, or be empty.
+    usable = [record for record in records if record.fault is None]
+    faults = [record.fault for record in records if record.fault is not None]
+    order = np.random.default_rng(seed).permutation(len(usable))
+    tasks = [
+        _Task(
+            folder / f"shard-{number:06d}.tar",
+            tuple(usable[i] for i in order[first : first + records_per_shard]),
+        )
+        for number, first in enumerate(range(0, len(order), records_per_shard))
+    ]
+    return tasks, faults
 
 
 def _check_keys(records: Sequence[SourceRecord]) -> None:

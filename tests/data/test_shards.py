@@ -13,7 +13,7 @@ from pipeline.data.index import load_index
 from pipeline.data.manifest import load_manifest
 from pipeline.data.reader import ShardReader
 from pipeline.data.scan import build_index
-from pipeline.data.shards import write_split
+from pipeline.data.shards import write_part, write_split
 from pipeline.errors import DataError
 from tests.data.samples import records
 
@@ -43,6 +43,19 @@ def test_the_same_records_give_the_same_bytes_with_any_number_of_workers(tmp_pat
     assert manifest.records == 22 and len(manifest.shards) == 3 and sum(done) == 25
     assert load_manifest(tmp_path / "two").fingerprint == manifest.fingerprint
     assert write(tmp_path / "other", seed=8)[0].fingerprint != manifest.fingerprint
+
+
+def test_several_machines_write_parts_which_one_last_run_finds_and_completes(tmp_path):
+    write(tmp_path / "alone")
+    kwargs = {"seed": 7, "records_per_shard": 10, "workers": 0, "parts": 2}
+    shards = [
+        write_part(records(25, **FAULTY), tmp_path / "many", part=part, **kwargs) for part in (1, 0)
+    ]
+    assert shards == [(1, 2), (2, 0)] and not (tmp_path / "many" / "manifest.json").exists()
+    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "many").glob("*.tar")}
+    write(tmp_path / "many")
+    assert content(tmp_path / "alone") == content(tmp_path / "many")
+    assert written == {p: p.stat().st_mtime_ns for p in written}
 
 
 def test_records_with_a_fault_leave_no_gaps_in_the_shards(tmp_path):

@@ -1,0 +1,16 @@
+#!/bin/bash
+#SBATCH --job-name=eim-phase
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+# Some pieces of EIM in a job of their own; slurm/submit.sh makes chains of these.
+#   PIECES="st_align llm_tune" sbatch slurm/phase.sh recipe [key=value ...]
+RECIPE=quickstart
+source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh"
+run_pieces "$@"

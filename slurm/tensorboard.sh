@@ -1,0 +1,16 @@
+#!/bin/bash
+#SBATCH --job-name=eim-tensorboard
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=2
+#SBATCH --time=08:00:00
+#SBATCH --output=%x-%j.out
+# TensorBoard of all runs on a node of the cluster; its log says how to reach it from home.
+#   sbatch slurm/tensorboard.sh [folder of runs]
+RECIPE=quickstart
+source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh"
+port=$((20000 + ${SLURM_JOB_ID:-0} % 20000))
+host=$(hostname)
+say "on your own machine: ssh -N -L 6006:$host:$port ${USER:-you}@${SLURM_SUBMIT_HOST:-login-node}"
+say "then open http://localhost:6006"
+exec "$(dirname "$PYTHON")/tensorboard" --logdir "${1:-$RUNS}" --host "$host" --port "$port"

@@ -1,0 +1,19 @@
+#!/bin/bash
+#SBATCH --job-name=eim-llama_adapter
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+# The whole of EIM with this model: shards checked, three phases, evaluation, report. Each piece is
+# skipped when it is done, so from any interruption the job goes on where it was.
+#   sbatch slurm/train_llama_adapter.sh [recipe] [key=value ...]     with the header above and sbatch's flags
+#   bash slurm/train_llama_adapter.sh [recipe] [key=value ...]       submits it with slurm/site.env
+#   bash slurm/train_llama_adapter.sh --dry-run [...]                says what would run
+RECIPE=llama_adapter_scienceqa_7b
+source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh"
+whole_of_eim "$@"
