@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as torch_dist
-from torch.distributed.distributed_c10d import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pipeline.config import PHASES, Config
 from pipeline.data.manifest import check_file
