@@ -65,7 +65,6 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "repartition",
         "resume",
         "memory",
-        "ownership",
     ),
     6: ("objectives", "validation", "captioning", "answering"),
     7: ("trainer", "callbacks", "splits", "provenance", "assemble"),
