@@ -4,6 +4,7 @@ Skip reasons start with one of two prefixes: CI allows shared data to be missing
 package (see `conftest.py`).
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -16,12 +17,21 @@ SYSTEM_PACKAGE_MISSING = "system package missing: "
 SHARED_DATA_MISSING = "shared data missing: "
 
 # command -> the Debian package that brings it
-SYSTEM_PACKAGES = {"chromium": "chromium", "java": "default-jre-headless", "make": "make"}
+SYSTEM_PACKAGES = {
+    "chromium": "chromium",
+    "ip": "iproute2",
+    "java": "default-jre-headless",
+    "make": "make",
+    "munged": "munge",
+    "shellcheck": "shellcheck",
+    "slurmctld": "slurm-wlm",
+    "slurmd": "slurm-wlm",
+}
 
 
 def require_system(command: str) -> None:
     """Skip the test where a system command is not installed; in CI that fails the run."""
-    if shutil.which(command) is None:
+    if shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
         package = SYSTEM_PACKAGES.get(command, command)
         pytest.skip(f"{SYSTEM_PACKAGE_MISSING}{command} (apt install {package})")
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-TOOLS = ("slurmctld", "slurmd", "munged", "ip", "unshare", "nsenter", "sbatch")
+TOOLS = ("slurmctld", "slurmd", "munged", "ip")
 NETWORK = "10.12.0"
 _SLURM_CONF = """\
 ClusterName=eim
@@ -88,11 +88,18 @@ while :; do wait || :; sleep 3600 & wait $! || :; done
 """
 
 
-def missing_tools() -> list[str]:
-    """What this machine lacks for a cluster."""
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    lacking = [tool for tool in TOOLS if shutil.which(tool, path=path) is None]
-    return lacking + ([] if os.geteuid() == 0 else ["root"])
+def forbidden() -> str | None:
+    """Why this process may not make namespaces with networks of their own; None where it may."""
+    spaces = ["--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--mount-proc"]
+    trial = "ip link add br0 type bridge && mount -t tmpfs tmpfs /run"
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    done = subprocess.run(
+        ["unshare", *spaces, "sh", "-c", trial],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    return None if done.returncode == 0 else done.stderr.strip()
 
 
 class Cluster:

@@ -1,17 +1,20 @@
-"""One cluster for all tests here; without root or Slurm they are skipped with the reason."""
+"""One cluster for all tests here; where there can be none they are skipped with the reason."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.slurm.cluster import Cluster, missing_tools
+from tests.helpers import require_system
+from tests.slurm.cluster import TOOLS, Cluster, forbidden
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    lacking = missing_tools()
-    if lacking:
-        pytest.skip(f"a Slurm cluster needs {', '.join(lacking)} (apt-get install slurm-wlm munge)")
+    for tool in TOOLS:
+        require_system(tool)
+    reason = forbidden()
+    if reason is not None:
+        pytest.skip(f"no cluster without namespaces: {reason}")
     started = Cluster(3)
     yield started
     started.down()

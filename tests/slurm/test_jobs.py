@@ -1,12 +1,13 @@
 """The job scripts on a real Slurm: whole runs, and what happens when they are disturbed."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import REPOSITORY
+from tests.helpers import REPOSITORY, require_system
 from tests.slurm.cluster import Cluster
 from tests.tiny import write_recipe
 
@@ -44,6 +45,31 @@ def recipe(tmp_path: Path) -> list[str]:
     return [str(write_recipe(tmp_path, ds_config="zero3")), f"runs={tmp_path / 'runs'}"]
 
 
+def test_a_dry_run_says_what_would_run_and_needs_no_slurm() -> None:
+    done = subprocess.run(
+        ["bash", "slurm/train_lavin.sh", "quickstart", "llm_tune.lr=1e-3", "--dry-run"],
+        cwd=REPOSITORY,
+        env={"PATH": os.environ["PATH"], "SCRATCH": "/tmp"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    pieces = ["job.py", "encoder_adapt", "st_align", "llm_tune", "evaluate", "report"]
+    assert len(lines) == len(pieces)
+    for line, piece in zip(lines, pieces, strict=True):
+        assert f"stages/{piece}" in line and "recipe=quickstart" in line
+        assert "llm_tune.lr=1e-3" in line
+
+
+def test_a_word_that_is_not_known_is_one_line() -> None:
+    done = subprocess.run(
+        ["bash", "slurm/train_lavin.sh", "--dryrun"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "--dryrun: not known" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("script", JOBS, ids=lambda path: path.stem)
 def test_slurm_takes_every_script(cluster: Cluster, script: Path) -> None:
     cluster.run("sbatch", "--test-only", "--gpus-per-node=0", f"slurm/{script.name}")
@@ -62,5 +88,6 @@ def test_a_whole_run_on_two_nodes(cluster: Cluster, recipe: list[str], tmp_path:
 
 
 def test_shellcheck_finds_nothing() -> None:
+    require_system("shellcheck")
     done = subprocess.run(["shellcheck", *map(str, SCRIPTS)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
