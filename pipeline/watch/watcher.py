@@ -60,6 +60,7 @@ class Watch:
         self._main_silent, self._main_left = 0.0, False
         self._failure: Cause | None = None
         self._details, self._told, self._closing = "", False, False
+        self._presence.tell = lambda: self._wire.send({"place": asdict(self._place())})
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
@@ -75,6 +76,7 @@ class Watch:
     def close(self) -> None:
         """After a run that ended well on this rank; the other ranks are on their own then."""
         self._closing = True
+        self._presence.tell = lambda: None
         self._wire.knock()
         self._thread.join()
         self._signals.ignore()
@@ -130,6 +132,8 @@ class Watch:
             self._roll.left(rank)
         elif "aborted" in message:
             self._end(Cause.from_json(message["aborted"]))
+        elif "place" in message:
+            self._roll.moved(Place.from_json(message["place"]))
         else:
             self._roll.heard(pulse_from_json(message["pulse"]))
             if "failure" in message:
@@ -146,6 +150,8 @@ class Watch:
             self._end(Cause.from_json(message["verdict"]))
         elif "left" in message:
             self._main_left = True
+        elif "place" in message:
+            self._main_place = Place.from_json(message["place"])
         else:
             self._main_place = pulse_from_json(message["pulse"]).place
             self._presence.asked = self._presence.asked or message["asked"]
