@@ -23,9 +23,10 @@ from pipeline.watch.causes import (
     cause_of,
     details_of,
 )
+from pipeline.watch.forks import at_fork
 from pipeline.watch.launchers import Launchers
 from pipeline.watch.rollcall import Pulse, RollCall, gone, pulse_from_json, silent
-from pipeline.watch.signals import Signals
+from pipeline.watch.signals import Signals, leave_signals_to_the_parent
 from pipeline.watch.signs import Signs
 from pipeline.watch.wire import Message, Wire
 
@@ -53,6 +54,7 @@ class Watch:
         self._processes = [int(process) for _, process in found]
         self._wire = Wire(world)
         self._signals = Signals(self._wire.knocker, self._presence, str(self._place()))
+        at_fork(self._let_go)
         self._launchers = Launchers(world.size)
         self._signs = Signs(self._presence, spins=world.device.type == "cuda")
         self._roll = RollCall(self._hosts, self._timeout) if world.is_main else None
@@ -80,6 +82,11 @@ class Watch:
         self._wire.knock()
         self._thread.join()
         self._signals.ignore()
+        self._wire.close()
+
+    def _let_go(self) -> None:
+        """In a forked process, which would keep the connection open after this one's end."""
+        leave_signals_to_the_parent()
         self._wire.close()
 
     def _run(self) -> None:
