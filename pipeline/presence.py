@@ -6,7 +6,7 @@ threads, no sockets, no collectives.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ class Presence:
     keys: tuple[str, ...] = ()  # of the records in this rank's part of the step
     beats: int = 0  # grows whenever a unit of work is done
     steady: bool = False  # the first step is done: from here on a unit of work takes seconds
+    tell: Callable[[], None] = lambda: None  # the others, where this rank is now
     asked: str | None = None  # who asked for a stop and how; None: nobody
     _files: list[Path] = field(default_factory=list)
     _looked: float = 0.0
@@ -34,6 +35,7 @@ class Presence:
         """The step being done, counted from 1, and its records where they are known already."""
         self.step, self.keys = step, tuple(keys)
         self.beats += 1
+        self.tell()  # at once: a rank that is killed says nothing more
 
     def outside_of_training(self) -> None:
         """What comes now (building, exporting, scoring) has no steps and takes its time."""

@@ -4,7 +4,7 @@ A wish to stop may reach one rank alone (a signal, the file `STOP`). The functio
 by all ranks at the same places: between steps, between batches of a validation, between phases.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
 
 from pipeline.dist import World, agree_any, gather_json
@@ -37,7 +37,12 @@ def stop_if_asked(world: World) -> None:
 
 def stoppable(batches: Iterable[T], world: World) -> Iterator[T]:
     """The same batches, of which all ranks have equally many; Stopped once a stop is asked for."""
-    for batch in batches:
-        stop_if_asked(world)
+    iterator = iter(batches)
+    for batch in iterator:
+        asked = agreed_stop(world)
+        if asked is not None:
+            if isinstance(iterator, Generator):
+                iterator.close()  # ends its workers now, not whenever the exception is forgotten
+            raise Stopped(asked)
         yield batch
         world.presence.beat()

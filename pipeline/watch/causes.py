@@ -34,6 +34,11 @@ class Place:
     step: int = 0  # 0: outside of training
     keys: tuple[str, ...] = ()  # of the records of its part of the step
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Place":
+        """The reverse of `dataclasses.asdict`."""
+        return cls(**{**value, "keys": tuple(value["keys"])})
+
     def __str__(self) -> str:
         return f"rank {self.rank} ({self.host})" + (f" at step {self.step}" if self.step else "")
 
@@ -73,8 +78,7 @@ class Cause:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Cause":
         """The reverse of `as_json`."""
-        place = value["place"]
-        return cls(**{**value, "place": Place(**{**place, "keys": tuple(place["keys"])})})
+        return cls(**{**value, "place": Place.from_json(value["place"])})
 
 
 def cause_of(error: BaseException, place: Place) -> Cause:

@@ -6,7 +6,7 @@ while another works: rank 0 scores or prepares while the others wait in a collec
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.watch.causes import BUG, Cause, Place, first_cause
@@ -51,6 +51,11 @@ class RollCall:
         """A rank's pulse."""
         member = self._members[pulse.place.rank]
         member.pulse, member.silent = pulse, 0.0
+
+    def moved(self, place: Place) -> None:
+        """A rank has begun something else."""
+        member = self._members[place.rank]
+        member.pulse, member.silent = replace(member.pulse, place=place), 0.0
 
     def left(self, rank: int) -> None:
         """A rank's work ended well; whatever becomes of it now concerns nobody."""
@@ -111,5 +116,4 @@ def silent(place: Place, seconds: float) -> Cause:
 
 def pulse_from_json(value: dict[str, Any]) -> Pulse:
     """The reverse of `dataclasses.asdict`."""
-    place = value["place"]
-    return Pulse(**{**value, "place": Place(**{**place, "keys": tuple(place["keys"])})})
+    return Pulse(**{**value, "place": Place.from_json(value["place"])})

@@ -5,7 +5,6 @@ thread waits in C; the watch reads it. Children that are forked later neither wr
 by signals that were meant for the run: launchers and Slurm send them to every process.
 """
 
-import os
 import signal
 import time
 from types import FrameType
@@ -28,7 +27,6 @@ class Signals:
         signal.set_wakeup_fd(knocker, warn_on_full_buffer=False)
         for each in STOPPING:
             signal.signal(each, _noted)
-        os.register_at_fork(after_in_child=leave_signals_to_the_parent)
 
     def read(self, knocks: bytes) -> signal.Signals | None:
         """What came through the pipe; returns the signal that ends the process at once, if any."""

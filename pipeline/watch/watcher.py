@@ -23,9 +23,10 @@ from pipeline.watch.causes import (
     cause_of,
     details_of,
 )
+from pipeline.watch.forks import at_fork
 from pipeline.watch.launchers import Launchers
 from pipeline.watch.rollcall import Pulse, RollCall, gone, pulse_from_json, silent
-from pipeline.watch.signals import Signals
+from pipeline.watch.signals import Signals, leave_signals_to_the_parent
 from pipeline.watch.signs import Signs
 from pipeline.watch.wire import Message, Wire
 
@@ -53,6 +54,7 @@ class Watch:
         self._processes = [int(process) for _, process in found]
         self._wire = Wire(world)
         self._signals = Signals(self._wire.knocker, self._presence, str(self._place()))
+        at_fork(self._let_go)
         self._launchers = Launchers(world.size)
         self._signs = Signs(self._presence, spins=world.device.type == "cuda")
         self._roll = RollCall(self._hosts, self._timeout) if world.is_main else None
@@ -60,6 +62,7 @@ class Watch:
         self._main_silent, self._main_left = 0.0, False
         self._failure: Cause | None = None
         self._details, self._told, self._closing = "", False, False
+        self._presence.tell = lambda: self._wire.send({"place": asdict(self._place())})
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
@@ -75,9 +78,15 @@ class Watch:
     def close(self) -> None:
         """After a run that ended well on this rank; the other ranks are on their own then."""
         self._closing = True
+        self._presence.tell = lambda: None
         self._wire.knock()
         self._thread.join()
         self._signals.ignore()
+        self._wire.close()
+
+    def _let_go(self) -> None:
+        """In a forked process, which would keep the connection open after this one's end."""
+        leave_signals_to_the_parent()
         self._wire.close()
 
     def _run(self) -> None:
@@ -130,6 +139,8 @@ class Watch:
             self._roll.left(rank)
         elif "aborted" in message:
             self._end(Cause.from_json(message["aborted"]))
+        elif "place" in message:
+            self._roll.moved(Place.from_json(message["place"]))
         else:
             self._roll.heard(pulse_from_json(message["pulse"]))
             if "failure" in message:
@@ -146,6 +157,8 @@ class Watch:
             self._end(Cause.from_json(message["verdict"]))
         elif "left" in message:
             self._main_left = True
+        elif "place" in message:
+            self._main_place = Place.from_json(message["place"])
         else:
             self._main_place = pulse_from_json(message["pulse"]).place
             self._presence.asked = self._presence.asked or message["asked"]

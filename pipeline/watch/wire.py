@@ -10,6 +10,7 @@ import os
 import secrets
 import selectors
 import socket
+import threading
 from typing import Any
 
 from pipeline.dist import World, from_main, wait_for_all
@@ -61,6 +62,7 @@ class Wire:
         for each in (self._bell, self.knocker):
             os.set_blocking(each, False)
         self._selector.register(self._bell, selectors.EVENT_READ)
+        self._sending = threading.Lock()  # the training thread sends too
         self._peers: list[_Peer] = []
         if world.size > 1:
             self._peers = _meet(world)
@@ -74,8 +76,9 @@ class Wire:
 
     def send(self, message: Message) -> None:
         """To rank 0, or from it to all others."""
-        for peer in self._peers:
-            peer.send(message)
+        with self._sending:
+            for peer in self._peers:
+                peer.send(message)
 
     def receive(self, seconds: float) -> tuple[list[tuple[int, Message | None]], bytes]:
         """Waits that long at most; (rank, its message, or None when it has ended) and knocks."""
@@ -89,7 +92,8 @@ class Wire:
             messages = peer.receive()
             if messages is None:
                 self._selector.unregister(peer.connection)
-                self._peers.remove(peer)
+                with self._sending:
+                    self._peers.remove(peer)
                 found.append((peer.rank, None))
             else:
                 found += [(peer.rank, each) for each in messages]

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +99,8 @@ def faulty(fault: dict[str, Any] | None, config: Config, world: dist.World) -> I
 
 
 def happen(what: str, run: Path) -> None:
-    """The fault itself."""
+    """The fault itself, and a file `happened` that says when."""
+    (run / "happened").touch()
     match what:
         case "raise":
             raise ValueError("a fault made on purpose")
@@ -112,6 +114,7 @@ def happen(what: str, run: Path) -> None:
             (run / "STOP").touch()
         case _:
             os.kill(os.getpid(), signal.Signals[what])
+            time.sleep(0.2)  # a small validation may be over before the watch has read it
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ class Ended:
     """What became of one launch."""
 
     codes: list[int | None]  # of each rank; None: still there in the end
-    seconds: float  # from the start until the last one that ended by itself
+    seconds: float  # from the beginning of the wait to the end of the last one
+    at: float  # the time when the last one ended
     output: str
     errors: str
 
@@ -46,7 +47,7 @@ def small_recipe(folder: Path, **changes: Any) -> str:
     tight.write_text(json.dumps(TIGHT_ZERO3))
     shared = {"encoder_adapt__enabled": False, "data__workers": 1, "timeout": 15.0}
     shared |= {"st_align__epochs": 2, "st_align__sample_images": 0}
-    return f"recipe={build(folder, ds_config=str(tight), **shared, **changes)}"
+    return f"recipe={build(folder, ds_config=str(tight), **shared | changes)}"
 
 
 def start(
@@ -55,11 +56,8 @@ def start(
     """The processes of a launch; their output goes into files of `folder`."""
     path = folder / "cases.json"
     path.write_text(json.dumps(cases))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "RANK"))}
-    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     shared |= {"OMP_NUM_THREADS": "1", "EIM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     output, errors = ((folder / name).open("wb") for name in ("output", "errors"))
     with output, errors:
@@ -89,7 +87,8 @@ def finish(processes: list[subprocess.Popen[bytes]], folder: Path, *, seconds: f
             process.send_signal(signal.SIGKILL)
             process.wait()
     output, errors = ((folder / name).read_text() for name in ("output", "errors"))
-    return Ended(codes, last - began, output, errors)
+    at = time.time() - (time.monotonic() - last)
+    return Ended(codes, last - began, at, output, errors)
 
 
 def run(folder: Path, cases: list[dict[str, Any]], *, ranks: int, seconds: float = 300.0) -> Ended:
@@ -103,3 +102,10 @@ def case(
     """A case; fault: rank (None: all), target, call, what."""
     named = None if fault is None else dict(zip(("rank", "target", "call", "what"), fault))  # noqa: B905
     return {"stage": stage, "arguments": arguments, "fault": named}
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
