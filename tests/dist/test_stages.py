@@ -97,7 +97,7 @@ def test_a_predecessor_of_another_recipe_is_refused(whole: tuple[Path, str]) -> 
     changes = [whole[1], "st_align.lr=9", "make_missing=false", "overwrite=true"]
     done = launch("stages/llm_tune.py", changes, ranks=1, launcher="python")
     assert done.returncode == 2
-    assert "was made by another recipe" in done.stderr.splitlines()[-1]
+    assert "was made with other values: st_align.lr: " in done.stderr.splitlines()[-1]
 
 
 def test_wrong_sizes_are_found_before_anything_is_encoded(whole: tuple[Path, str]) -> None:
