@@ -28,7 +28,7 @@ class Cost:
 
     @property
     def passes_per_batch(self) -> float:
-        """1 for options of one token in likelihood; in generation, about the tokens of a text."""
+        """1 where options are compared; in generation about the tokens of the longest text."""
         return self.passes / max(self.batches, 1)
 
     def generating(self, new: int = GENERATED) -> tuple[int, int]:

@@ -223,6 +223,7 @@ def test_options_take_a_tenth_of_the_passes_and_positions_of_64_tokens(
     without. Positions: ten times fewer than without a cache, where each new token sends all before
     it through again. With a cache each prompt goes through once in either way, so that positions
     are only about (P + 63) / P times fewer for prompts of length P: passes are what is saved then.
+    (Here not even that: this small tokenizer splits letters, so each option takes a row.)
     """
     counts = json.loads((runs.parent / f"plan2.costs-{family}.json").read_text())
     (compared, options), (passes, cached), (_, uncached) = (
@@ -233,7 +234,7 @@ def test_options_take_a_tenth_of_the_passes_and_positions_of_64_tokens(
     assert passes == questions * (64 + (family == "lavin"))
     assert passes >= 10 * compared
     assert uncached >= 10 * options
-    assert options < cached < 10 * options
+    assert cached < 10 * options
     scored = json.loads((runs / f"{family}-scored/evaluate/test/metrics.json").read_text())
     assert scored["llm_passes"] == 1
     told = scored["generating_64_tokens"]

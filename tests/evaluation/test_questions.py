@@ -154,6 +154,11 @@ def test_answers_are_those_of_one_by_one_and_are_scored(
     right = sum(problems[pid]["answer"] == index for pid, index in expected.items())
     assert result["scores"]["Avg"] == pytest.approx(10.0 * right)
     assert result["records"] == 10 and result["llm_passes"] == 1
+    whole_letters = len(whole(config).tokenizer.encode(" C")) == 1
+    counted = result["counted"]
+    opening = config.family == "lavin"  # its modality token goes through too
+    once = counted["prompts"] + 10 * (1 + opening)
+    assert (counted["positions"] == once) == whole_letters  # else a row for each option
     assert "Avg" in result["table"] and result["answers"].startswith("the likeliest option; QCM-")
 
 
