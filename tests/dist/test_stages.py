@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.config import PHASES
+from pipeline.data.files import sha256_of
 from tests.dist.launch import launch, succeeded
 from tests.helpers import require_system
 from tests.tiny import write_recipe
@@ -137,8 +138,15 @@ def test_a_checkpoint_cannot_run_code(whole: tuple[Path, str], tmp_path: Path) -
     (states,) = checkpoints.glob("step-000002/engine/*model_states.pt")
     torch.save({"module": _Attack(f"touch {mark}")}, states)
     done = launch("stages/encoder_adapt.py", arguments, ranks=1, launcher="python")
-    assert done.returncode == 2
-    assert "damaged or not ours" in done.stderr
+    assert done.returncode == 2 and "none of the 1 checkpoints" in done.stderr
+    # An attacker knows of the sizes and hashes too.
+    complete = checkpoints / "step-000002" / "complete.json"
+    noted = json.loads(complete.read_text())
+    entry = noted["files"][str(states.relative_to(complete.parent))]
+    entry |= {"bytes": states.stat().st_size, "sha256": sha256_of(states)}
+    complete.write_text(json.dumps(noted))
+    done = launch("stages/encoder_adapt.py", arguments, ranks=1, launcher="python")
+    assert done.returncode == 2 and "damaged or not ours" in done.stderr
     assert not mark.exists()
 
 
