@@ -118,6 +118,7 @@ def under_one_stage(stage: int, folder: Path, staging: Path, world: dist.World) 
     dist.wait_for_all(world)
     seen["after failures"] = names(there)
     seen["staging left"] = names(staging)
+    dist.wait_for_all(world)  # before another rank writes there again
 
     seen["room again"] = [write(saver, number).failure for number in (4, 5)]
     dist.wait_for_all(world)
