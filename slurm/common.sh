@@ -14,7 +14,7 @@ cd "$EIM_HOME" || exit 1
 [[ -e slurm/site.env ]] && source slurm/site.env
 : "${NODES:=}" "${GPUS_PER_NODE:=}" "${ACCOUNT:=}" "${PARTITION:=}" "${TIME:=}" "${SBATCH_FLAGS:=}"
 : "${PYTHON:=.venv/bin/python}" "${CONTAINER:=}" "${CONTAINER_MOUNTS:=}" "${LAUNCHER:=srun}"
-: "${RUNS:=runs}" "${SCRATCH:=${TMPDIR:-/tmp}}" "${STAGE_SHARDS:=0}"
+: "${RUNS:=runs}" "${SCRATCH:=${TMPDIR:-/tmp}}"
 : "${MAX_RESTARTS:=20}" "${HEALTH:=1}" "${HEALTH_SECONDS:=120}"
 
 readonly USER_ERROR=2 TRY_LATER=75
@@ -76,7 +76,6 @@ begin() {
             "--container-mounts=$EIM_HOME:$EIM_HOME${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}") ;;
     esac
     export PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1
-    [[ $STAGE_SHARDS = 1 ]] && ARGUMENTS+=("data.local_copies=true" "data.cache=$SCRATCH/eim-shards")
     [[ $DRY_RUN = 1 ]] && return
     trap 'ask_for_a_stop "the time of this allocation is nearly up"' USR1
     trap 'ask_for_a_stop "Slurm wants the nodes"' TERM
