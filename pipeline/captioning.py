@@ -48,7 +48,7 @@ def continuations(
     dtype: torch.dtype,
     synced: bool = False,
 ) -> Iterator[Continued]:
-    """Greedy or beam search behind this rank's prompt batches , one by one."""
+    """Greedy or beam search behind this rank's prompt batches, one by one."""
     ends = end_ids(tokenizer, settings.stop)
     context = context_length(model.llm.config)
     for batch in batches:

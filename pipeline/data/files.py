@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from pipeline.durable import sync
 from pipeline.errors import DataError
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         cause = error.strerror or str(error)
         raise DataError(
@@ -54,15 +55,6 @@ def make_folder(path: Path) -> None:
         raise DataError(
             f"{path}: cannot be made ({error.strerror}); name a folder that you may write to"
         ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:
