@@ -19,6 +19,8 @@ from pipeline.dist import World, from_main, wait_for_all
 Message = dict[str, Any]
 
 _OPENING_SECONDS = 60.0
+_INTRODUCTION_SECONDS = 5.0
+_LONGEST_INTRODUCTION = 256  # bytes
 _MOST_KEPT = 1 << 20  # bytes for one peer
 _CHUNK = 1 << 16
 
@@ -140,10 +142,7 @@ def _meet(world: World) -> list[_Peer]:
         server.settimeout(_OPENING_SECONDS)
         while len(peers) < world.size - 1:
             connection = server.accept()[0]
-            connection.settimeout(_OPENING_SECONDS)
-            with connection.makefile("r", encoding="utf-8") as lines:
-                said = lines.readline()
-            rank, known = _introduction(said)
+            rank, known = _introduction(connection)
             if known == word:
                 peers.append(_Peer(rank, connection))
             else:
@@ -151,9 +150,12 @@ def _meet(world: World) -> list[_Peer]:
     return peers
 
 
-def _introduction(said: str) -> tuple[int, str]:
+def _introduction(connection: socket.socket) -> tuple[int, str]:
+    """Who has come, and the word; a stranger may say anything, or nothing."""
+    connection.settimeout(_INTRODUCTION_SECONDS)
     try:
-        rank, word = json.loads(said)
+        with connection.makefile("rb") as lines:
+            rank, word = json.loads(lines.readline(_LONGEST_INTRODUCTION))
         return int(rank), str(word)
-    except (ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         return -1, ""

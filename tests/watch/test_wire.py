@@ -1,8 +1,10 @@
 """Who leaves is heard to the end, and does not wait for ever."""
 
+import json
 import socket
 import threading
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +53,26 @@ def test_it_waits_no_longer_than_it_was_told(monkeypatch: pytest.MonkeyPatch) ->
     began = time.monotonic()
     main.part(0.3)
     assert 0.3 <= time.monotonic() - began < 10
+
+
+def test_strangers_at_the_door_do_not_end_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "_INTRODUCTION_SECONDS", 0.2)
+    visitors: list[socket.socket] = []
+
+    def visit(port: int, word: str) -> None:
+        for said in (None, b"\xff\xfe\n", b"[1, 2", b"x" * 10_000, json.dumps([1, word]).encode()):
+            visitors.append(socket.create_connection(("127.0.0.1", port)))
+            if said is not None:
+                visitors[-1].sendall(said + b"\n")
+
+    def told(value: list[Any], world: World) -> list[Any]:
+        threading.Thread(target=visit, args=value).start()
+        return value
+
+    monkeypatch.setattr(wire, "from_main", told)
+    (peer,) = wire._meet(World(0, 2, 0, 2, torch.device("cpu")))
+    assert peer.rank == 1
+    assert peer.connection.getpeername() == visitors[-1].getsockname()
 
 
 def test_parting_ends_as_soon_as_the_other_side_parts_too(monkeypatch: pytest.MonkeyPatch) -> None:
