@@ -286,3 +286,4 @@ def test_every_zero_stage_averages_as_one_would_by_hand(tmp_path: Path) -> None:
             assert found["moved"] > 1e-3, (stage, precision, found)
             assert found["resumed"] == 1.0, (stage, precision, found)
             assert found["forward"] <= 1e-6, (stage, precision, found)
+            assert found["skipped"] == 1.0, (stage, precision, found)
