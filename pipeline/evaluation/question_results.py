@@ -5,6 +5,8 @@ question are refused: the results file has one answer a pid, so one of the two w
 """
 
 import logging
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +36,7 @@ class _Questions:
     problems: dict[str, dict[str, Any]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)  # of their records
     pictured: list[tuple[int, int]] = field(default_factory=list)  # (shard, record) with an image
+    left_out: Mapping[str, int] = field(default_factory=dict)  # when the shards were made, by why
 
 
 def write_answers(
@@ -64,6 +67,7 @@ def write_answers(
     result = {
         "split": config.evaluate.split,
         "records": len(asked.problems),
+        "left_out": dict(asked.left_out),
         **measured,
         "answers": way_of_answering(config),
         "tied": answers.tied,
@@ -86,7 +90,8 @@ def write_answers(
 
 
 def _questions(split: Split, plan: Plan) -> _Questions:
-    reader, found, keys = split.reader, _Questions(), set[str]()
+    left_out = sum((Counter(each.skipped) for each in split.manifests), Counter[str]())
+    reader, found, keys = split.reader, _Questions(left_out=left_out), set[str]()
     for shard, record in items_in_order(plan):
         try:
             raw = reader.read(shard, record)
@@ -131,11 +136,17 @@ def _remarks(
 ) -> list[str]:
     """What a reader of the table should know besides; a line each."""
     limit = f"evaluate.max_new_tokens={config.evaluate.max_new_tokens}"
+    uncaptioned = 0
+    if config.scienceqa.use_caption:
+        pictured = [each for each in asked.problems.values() if each.get("image")]
+        uncaptioned = sum(not each.get("caption") for each in pictured)
     unseen = 0 if family(config.family).sees_images(config) else len(asked.pictured)
     notes = {
         f"of them were cut at {limit}, before an answer: raise it": len(lost),
         "questions with two options equally likely: the first was taken": answers.tied,
         "questions have an image, which this model does not see": unseen,
+        "questions have an image without the caption that scienceqa.use_caption shows": uncaptioned,
+        **{f"questions are not in the shards: {w}": n for w, n in sorted(asked.left_out.items())},
         **{f"records skipped: {why}": n for why, n in sorted(measured["skipped"].items())},
     }
     return [f"{count} {what}" for what, count in notes.items() if count]

@@ -59,6 +59,19 @@ def test_texts_are_read_as_the_benchmark_does_and_kept(config: Config) -> None:
         assert line in result["table"].splitlines()
 
 
+def test_what_the_shards_lack_is_said_below_the_table(config: Config) -> None:
+    split = open_split(config, "test")
+    lacking = replace(split.manifests[0], skipped={"missing image": 3})
+    other = replace(split, manifests=(lacking,))
+    shown = replace(config, scienceqa=replace(config.scienceqa, use_caption=True))
+    result = write_answers(shown, other, other.in_order(4), Answers(chosen={}), MEASURED)
+    assert result["left_out"] == {"missing image": 3}
+    table = result["table"].splitlines()
+    assert "3 questions are not in the shards: missing image" in table
+    without = "5 questions have an image without the caption that scienceqa.use_caption shows"
+    assert without in table
+
+
 def test_chosen_options_have_no_texts(config: Config) -> None:
     chosen = {str(pid): 1 for pid in range(51, 61)}
     result = write(config, Answers(chosen=chosen, tied=2))
