@@ -31,6 +31,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "presence",
         "progress",
         "recipe",
+        "recipe_values",
         "determinism",
         "retention",
         "dist",
@@ -111,8 +112,8 @@ STRANGERS = (("data", "models"), ("models", "data"))
 # Libraries that only these modules import, so that each can be replaced in one place.
 OWNERS: dict[str, tuple[str, ...]] = {
     "deepspeed": ("engine", "zero", "ds_writer"),
-    "tensorboard": ("callbacks.monitor",),
-    "torch.utils.tensorboard": ("callbacks.monitor",),
+    "tensorboard": ("callbacks.board", "evaluation.curves"),
+    "torch.utils.tensorboard": ("callbacks.board", "evaluation.curves"),
     "webdataset": ("data",),
     "fsspec": ("data.remote",),
     "aiohttp": ("data.remote",),
@@ -282,7 +283,7 @@ def test_the_evaluation_package_imports_nothing() -> None:
         ("run", "from pipeline.evaluation.compare import compare", None),
         ("losses", "import deepspeed.comm", "only ('engine', 'zero', 'ds_writer') may"),
         ("engine", "import deepspeed.comm", None),
-        ("trainer", "from torch.utils import tensorboard", "callbacks.monitor"),
+        ("trainer", "from torch.utils import tensorboard", "callbacks.board"),
         ("data.reader", "import webdataset as wds", None),
         ("models.st", "import webdataset", "only ('data',) may"),
         ("run", "from stages import prepare", "knows nothing of its users"),
