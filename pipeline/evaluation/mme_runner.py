@@ -20,7 +20,8 @@ from pipeline.data.conversation_rows import OPTIONS
 from pipeline.data.loader import Pass
 from pipeline.dist import World, gather_json, on_main
 from pipeline.evaluation.loading import Scoring, open_for_scoring
-from pipeline.evaluation.mme_results import GENERATED, LIKELIHOOD, write_mme
+from pipeline.evaluation.mme_files import GENERATED, LIKELIHOOD
+from pipeline.evaluation.mme_results import write_mme
 from pipeline.objectives import outputs_of
 from pipeline.validation import skipped_over_ranks
 

@@ -13,10 +13,10 @@ from pipeline.data.conversation_rows import OPTIONS, MMERows, questions_of
 from pipeline.data.prepare import prepare
 from pipeline.data.prompts import IGNORE
 from pipeline.errors import DataError
+from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.mme import Answer, score
 from pipeline.evaluation.mme_files import read_results
 from pipeline.evaluation.mme_runner import answer_mme
-from pipeline.evaluation.results import output_folder
 from pipeline.export_files import save_export
 from pipeline.models.scratch import create_clip, create_llm, train_tokenizer
 from pipeline.preflight import problems

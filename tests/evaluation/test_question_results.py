@@ -11,8 +11,9 @@ from pipeline.answering import Answers
 from pipeline.config import Config
 from pipeline.data.prepare import prepare
 from pipeline.errors import DataError
+from pipeline.evaluation.finishing import output_folder
+from pipeline.evaluation.loading import Scoring
 from pipeline.evaluation.question_results import write_answers
-from pipeline.evaluation.results import output_folder
 from pipeline.evaluation.scienceqa import UNPARSED
 from pipeline.recipe import load_recipe
 from pipeline.splits import open_split
@@ -33,7 +34,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 def write(config: Config, answers: Answers, **measured: Any) -> dict[str, Any]:
     split = open_split(config, "test")
-    return write_answers(config, split, split.in_order(4), answers, {**MEASURED, **measured})
+    model: Any = None  # is not asked
+    scoring = Scoring(config, Path("export"), split, split.in_order(4), model, 1.0, ALONE)
+    return write_answers(scoring, answers, {**MEASURED, **measured})
 
 
 def test_texts_are_read_as_the_benchmark_does_and_kept(config: Config) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.config import PrepareConfig
 from pipeline.data.prepare import prepare
-from pipeline.evaluation.results import output_folder
+from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.runner import evaluate
 from pipeline.models.scratch import train_tokenizer
 from pipeline.recipe import load_recipe

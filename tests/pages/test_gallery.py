@@ -9,7 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.evaluation.gallery import Card, page, thumbnail
+from pipeline.pages.cards import Card
+from pipeline.pages.gallery import page
+from pipeline.pages.thumbnails import thumbnail
 from tests.helpers import require_system
 
 
