@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from pipeline.evaluation.question_results import write_answers
 from pipeline.evaluation.scienceqa import UNPARSED
 from pipeline.recipe import load_recipe
 from pipeline.splits import open_split
+from tests.evaluation.test_questions import ALONE
 from tests.tiny import write_questions
 
 MEASURED = {"export": "e", "loss": 1.0, "skipped": {}}
