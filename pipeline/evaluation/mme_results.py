@@ -120,11 +120,11 @@ def _samples(records: list[RawRecord], said: Mapping[str, Texts]) -> Iterator[Sa
         generated, likelier = (said[way].get(raw.key) or nothing for way in (GENERATED, LIKELIHOOD))
         subtask = str(raw.data["subtask"])
         given = zip(generated, likelier, strict=True)
-        said = (f"{text or '-'} (likelier: {other or '-'})" for text, other in given)
+        lines = (f"{text or '-'} (likelier: {other or '-'})" for text, other in given)
         right = [(each.answer or "", text) for each, text in zip(asked, generated, strict=True)]
         yield Sample(
             key=raw.key,
-            predicted="\n".join(said),
+            predicted="\n".join(lines),
             truth=("\n".join(each.answer or "" for each in asked),),
             scores={subtask: worth(right)},
             asked="\n".join(each.question for each in asked),

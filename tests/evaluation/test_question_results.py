@@ -17,7 +17,7 @@ from pipeline.evaluation.loading import Scoring
 from pipeline.evaluation.question_results import write_answers
 from pipeline.evaluation.scienceqa import UNPARSED
 from pipeline.recipe import load_recipe
-from pipeline.splits import open_split
+from pipeline.splits import Split, open_split
 from tests.evaluation.test_questions import ALONE
 from tests.tiny import write_questions
 
@@ -34,11 +34,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return made
 
 
+def asked(config: Config, split: Split) -> Scoring:
+    model: Any = None  # has answered already
+    return Scoring(config, Path("export"), split, split.in_order(4), model, 1.0, ALONE)
+
+
 def write(config: Config, answers: Answers, **measured: Any) -> dict[str, Any]:
     split = open_split(config, "test")
-    model: Any = None  # is not asked
-    scoring = Scoring(config, Path("export"), split, split.in_order(4), model, 1.0, ALONE)
-    return write_answers(scoring, answers, {**MEASURED, **measured})
+    return write_answers(asked(config, split), answers, {**MEASURED, **measured})
 
 
 def test_texts_are_read_as_the_benchmark_does_and_kept(config: Config) -> None:
@@ -84,4 +87,4 @@ def test_a_question_that_is_there_twice_is_refused(config: Config) -> None:
     split = open_split(config, "test")
     twice = replace(split, manifests=split.manifests * 2, weights=(1.0, 1.0))
     with pytest.raises(DataError, match=r"question \d+ is there twice"):
-        write_answers(config, twice, twice.in_order(4), Answers(), MEASURED)
+        write_answers(asked(config, twice), Answers(), MEASURED)
