@@ -15,6 +15,7 @@ from pipeline.errors import DataError
 from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.loading import Scoring
 from pipeline.evaluation.question_results import write_answers
+from pipeline.evaluation.samples import read_samples, strata
 from pipeline.evaluation.scienceqa import UNPARSED
 from pipeline.recipe import load_recipe
 from pipeline.splits import Split, open_split
@@ -58,6 +59,12 @@ def test_texts_are_read_as_the_benchmark_does_and_kept(config: Config) -> None:
     assert result["benchmark"]["unparsed"] == 3 and result["benchmark"]["unanswered"] == 1
     assert (result["texts_cut"], result["unparsed_cut"]) == (2, 1)
     assert json.loads((output_folder(config) / "metrics.json").read_text()) == result
+    samples = read_samples(output_folder(config))
+    assert [each.score for each in samples].count(100.0) == 3
+    assert samples[0].truth[0].startswith("(A) ") and "The answer is A." in samples[0].predicted
+    for name, value in result["scores"].items():
+        (found,) = strata(samples, name)
+        assert sum(found.values()) / len(found) == pytest.approx(value), name
     for line in (
         "3 answers that are no choice, counted as wrong",
         "1 questions without an answer, counted as wrong",
