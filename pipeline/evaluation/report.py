@@ -45,7 +45,8 @@ def write_report(folder: Path, split: Split, places: Places, shown: int) -> Path
     beside = run.with_name(f"{run.name}-baseline")
     base = read_evaluation(beside / "evaluate" / folder.name)
     evaluations = {OWN: own} if base is None else {BASELINE: base, OWN: own}
-    curves = {OWN: read_curves(run)} | ({} if base is None else {BASELINE: read_curves(beside)})
+    folders = {BASELINE: beside, OWN: run}
+    curves = {label: read_curves(folders[label]) for label in evaluations}
     samples = worst_first(own.samples)
     page = render(
         "report.html",

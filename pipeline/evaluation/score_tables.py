@@ -4,7 +4,7 @@ The first one is what the others are compared with. A difference has an interval
 scored on the same samples and the score is a mean over them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.evaluation.intervals import LEVEL, Interval, interval, paired
 from pipeline.evaluation.run_records import Evaluation
@@ -24,7 +24,7 @@ def score_table(title: str, evaluations: Mapping[str, Evaluation | None]) -> Tab
     found = {label: each for label, each in evaluations.items() if each is not None}
     names = list(dict.fromkeys(name for each in found.values() for name in each.numbers))
     (first, *others) = evaluations.values()
-    heads = [*evaluations, *(f"{label}: difference" for label in [*evaluations][1:])]
+    heads = [*evaluations, *_difference_heads([*evaluations][1:])]
     rows = []
     for name in names:
         cells = [score_cell(each, name) for each in evaluations.values()]
@@ -36,6 +36,10 @@ def score_table(title: str, evaluations: Mapping[str, Evaluation | None]) -> Tab
     ]
     rows.append(("samples", [*records, *(Cell("") for _ in others)]))
     return Table(title, heads, rows, list(_notes(found)))
+
+
+def _difference_heads(others: Sequence[str]) -> list[str]:
+    return ["difference"] if len(others) == 1 else [f"{label}: difference" for label in others]
 
 
 def sureness(evaluation: Evaluation | None, name: str) -> Interval | None:
