@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.assemble import check_adapters
+from pipeline.callbacks.board import show_results
 from pipeline.callbacks.stop_after import stop_after_reached
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.checkpoint_state import identity_in, read_state
@@ -30,6 +31,7 @@ from pipeline.phases import as_baseline, predecessor, segments
 from pipeline.progress import Progress
 from pipeline.provenance import identity_of_phase
 from pipeline.recipe import save_recipe
+from pipeline.recipe_values import unusual
 from pipeline.segment import SegmentRun
 from pipeline.splits import open_training
 from pipeline.stopping import STOP_FILE, stop_if_asked
@@ -101,6 +103,8 @@ def run_phase(config: Config, name: str, world: World) -> bool:
             summarise(folder, phase, progress, reason, runner.ran, world)
         if reason is not None:
             return False
+    if world.is_main:
+        show_results(folder.parent, name, unusual(config), progress.validation.get("end", {}))
     return True
 
 

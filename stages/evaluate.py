@@ -12,9 +12,9 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.dist import World
+from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.mme_runner import answer_mme
 from pipeline.evaluation.questions import answer_questions
-from pipeline.evaluation.results import output_folder
 from pipeline.evaluation.runner import evaluate
 from pipeline.explain.stages import explain_evaluate
 from pipeline.prerequisites import ensure

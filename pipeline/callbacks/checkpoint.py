@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from pipeline.callbacks.monitor import Board
+from pipeline.callbacks.board import Board
 from pipeline.callbacks.requests import RequestFile
 from pipeline.dist import sum_over_ranks
 from pipeline.errors import CheckpointError

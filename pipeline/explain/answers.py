@@ -9,7 +9,7 @@ from pipeline.data.faults import ContentFault
 from pipeline.data.plan import items_in_order
 from pipeline.errors import UserError
 from pipeline.evaluation.cost import GENERATED, Cost
-from pipeline.evaluation.results import output_folder
+from pipeline.evaluation.finishing import output_folder
 from pipeline.explain.text import UNKNOWN, count
 from pipeline.models.llm import load_tokenizer
 from pipeline.splits import open_split

@@ -14,7 +14,7 @@ from pipeline.data.settings import check_prepared
 from pipeline.dist import World
 from pipeline.engine import resolve_precision
 from pipeline.errors import UserError
-from pipeline.evaluation.results import output_folder
+from pipeline.evaluation.finishing import output_folder
 from pipeline.explain.answers import describe_answers
 from pipeline.explain.course import PhasePlan
 from pipeline.explain.data import Outlook, outlook, training_outlook

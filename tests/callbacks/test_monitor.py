@@ -12,7 +12,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.callbacks.monitor import Board, Monitor
+from pipeline.callbacks.board import Board
+from pipeline.callbacks.monitor import Monitor
 from pipeline.dist import World
 from pipeline.progress import Progress
 from pipeline.trainer import StepRecord
@@ -24,7 +25,7 @@ STEPS = 23
 def curve(folder: Path, tag: str = "train/loss") -> list[tuple[int, float]]:
     board = EventAccumulator(str(folder))
     board.Reload()
-    return [(event.step, event.value) for event in board.Scalars(tag)]
+    return [(event.step, event.value) for event in board.Scalars(f"st_align/{tag}")]
 
 
 def record(step: int) -> StepRecord:
@@ -46,7 +47,7 @@ def record(step: int) -> StepRecord:
 
 def train(folder: Path, progress: Progress, until: int, *, saves: int = 4) -> Progress:
     """Steps of a run that saves every `saves` steps; returns what its last checkpoint holds."""
-    board = Board(folder, WORLD, done=progress.step)
+    board = Board(folder, WORLD, prefix="st_align", done=progress.step)
     trainer: Any = SimpleNamespace(progress=progress, world=WORLD, finished=False)
     monitor = Monitor(board, "test", total_steps=STEPS, log_every=5)
     monitor.on_start(trainer)
@@ -85,7 +86,7 @@ def test_a_killed_run_that_is_gone_on_with_has_the_curve_of_a_whole_one(
 
 
 def test_points_are_on_disk_at_once(tmp_path: Path) -> None:
-    board = Board(tmp_path, WORLD, done=0)
+    board = Board(tmp_path, WORLD, prefix="st_align", done=0)
     board.scalars({"train/loss": 1.5}, 1)
     assert curve(tmp_path) == [(1, 1.5)]
     board.close()

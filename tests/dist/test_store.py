@@ -111,6 +111,6 @@ def test_tensorboard_tells_what_checkpoints_cost(folder: Path) -> None:
     board = EventAccumulator(str(folder / "runs" / "whole" / "st_align" / "tensorboard"))
     board.Reload()
     for name in ("stalled_seconds", "complete_seconds", "bytes"):
-        values = {each.step: each.value for each in board.Scalars(f"checkpoint/{name}")}
+        values = {each.step: each.value for each in board.Scalars(f"st_align/checkpoint/{name}")}
         assert sorted(values) == [1, 2, 3]
         assert all(value > 0 for value in values.values())

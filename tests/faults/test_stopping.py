@@ -117,7 +117,7 @@ def curve(run: Path, tag: str) -> list[tuple[int, float]]:
     """As TensorBoard shows it; a step that was written twice is there twice."""
     board = EventAccumulator(str(run / "st_align" / "tensorboard"))
     board.Reload()
-    return [(each.step, each.value) for each in board.Scalars(tag)]
+    return [(each.step, each.value) for each in board.Scalars(f"st_align/{tag}")]
 
 
 def test_a_stop_while_features_are_cached_leaves_no_half_made_file(
