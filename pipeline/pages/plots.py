@@ -115,6 +115,9 @@ def bars(
             )
         axes.set_yticks([i + 0.4 - thickness / 2 for i in range(len(names))], map(_short, names))
         axes.invert_yaxis()
+        if all(each is None or each.value >= 0 for values in series.values() for each in values):
+            highest = max((b.value for each in series.values() for b in each if b), default=0)
+            axes.set_xlim(left=0, right=None if highest > 0 else 1)
         axes.set_xlabel(x)
         axes.grid(visible=False, axis="y")
         if len(series) > 1:
