@@ -1,7 +1,8 @@
 """Captions a split, or answers its questions, with the trained model and scores it, on all ranks.
 
-Leaves in runs/<name>/evaluate/<split>: report.html to look at, metrics.json, samples.jsonl (what each
-sample is worth), samples.png, and predictions.jsonl of captions or results.json of answers. With task=mme, in .../evaluate/mme-test, the benchmark's result files.
+Leaves in runs/<name>/evaluate/<split>: report.html to look at, metrics.json, samples.jsonl (what
+each sample is worth), samples.png, and predictions.jsonl of captions or results.json of answers.
+With task=mme, in .../evaluate/mme-test, the benchmark's result files.
 Keys of `evaluate` may be given without its name.
 
     deepspeed stages/evaluate.py [recipe=NAME] [baseline=true] [split=test] [key=value ...]
