@@ -41,7 +41,7 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
         DataError: a file is there but cannot be read.
     """
     runs = {label: read_run(folder) for label, folder in _labels(folders).items()}
-    tables = [_recipes(runs), *(_phase(runs, phase) for phase in _phases(runs)), *_scores(runs)]
+    tables = [_recipes(runs), *_scores(runs), *(_phase(runs, phase) for phase in _phases(runs))]
     title = f"Comparison of {', '.join(runs)}"
     facts = [f"{label}: {run.folder}" for label, run in runs.items()]
     drawn = list(drawn_curves({label: read_curves(run.folder) for label, run in runs.items()}))

@@ -63,12 +63,11 @@ class Bar:
     high: float | None = None
 
 
-def curves(title: str, lines: Sequence[Line], *, x: str = "step", y: str = "") -> Plot:
+def curves(title: str, lines: Sequence[Line], labels: Sequence[str], *, x: str = "step") -> Plot:
     """Lines over a common axis; long ones are thinned out to some hundred points.
 
-    Lines that come in twos of one label (training, validation) share a colour.
+    labels: of all plots that stand together, so that a label has one colour in all of them.
     """
-    labels = list(dict.fromkeys(line.label for line in lines))
 
     def draw(axes: Axes) -> None:
         told = set[str]()
@@ -87,7 +86,6 @@ def curves(title: str, lines: Sequence[Line], *, x: str = "step", y: str = "") -
             )
             told.add(line.label)
         axes.set_xlabel(x)
-        axes.set_ylabel(y)
         axes.legend(loc="best")
 
     ends = (f"{line.label} ends at {line.points[-1][1]:.4g}" for line in lines if line.points)
