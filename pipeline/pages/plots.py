@@ -8,6 +8,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 _SIZE = (4.0, 2.7)  # inches, of 96 pixels
 _BAR = 0.24  # inches a bar
 _COLOURS = ("#0b5394", "#c27a1a", "#2e6b34", "#8e3a80", "#4d4d4d", "#b03030")
-_STYLE = {
+_STYLE: dict[Any, object] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "eim",
     "text.parse_math": False,
