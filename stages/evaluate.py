@@ -1,7 +1,8 @@
 """Captions a split, or answers its questions, with the trained model and scores it, on all ranks.
 
-Leaves in runs/<name>/evaluate/<split>: metrics.json, samples.png, and predictions.jsonl of captions
-or results.json of answers. With task=mme, in .../evaluate/mme-test, the benchmark's result files.
+Leaves in runs/<name>/evaluate/<split>: report.html to look at, metrics.json, samples.jsonl (what
+each sample is worth), samples.png, and predictions.jsonl of captions or results.json of answers.
+With task=mme, in .../evaluate/mme-test, the benchmark's result files.
 Keys of `evaluate` may be given without its name.
 
     deepspeed stages/evaluate.py [recipe=NAME] [baseline=true] [split=test] [key=value ...]
@@ -34,12 +35,12 @@ def main(config: Config, world: World) -> None:
         result = answer(config, world)
         if world.is_main:
             print(result["table"])
-            print(f"answers, metrics and a sheet of samples: {output_folder(config)}")
+            print(f"answers, metrics and report.html to look at: {output_folder(config)}")
         return
     result = evaluate(config, world)
     if world.is_main:
         tell_scores(result)
-        print(f"predictions, metrics and a sheet of samples: {output_folder(config)}")
+        print(f"predictions, metrics and report.html to look at: {output_folder(config)}")
 
 
 def tell_scores(result: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ from pipeline.config import Config
 from pipeline.durable import write_text
 from pipeline.errors import ConfigError, UserError
 from pipeline.evaluation.compare import compare
-from pipeline.evaluation.comparison import compare_runs, named_runs
 from pipeline.explain.report import explain_report
 from pipeline.overrides import parse_overrides
 from pipeline.recipe import load_recipe
@@ -34,6 +33,9 @@ def beside_baseline(arguments: list[str]) -> str:
 
 def side_by_side(runs: list[str], out: Path) -> str:
     """The text for several runs; writes the page."""
+    # Plots and event files take a second that the other form does without.
+    from pipeline.evaluation.comparison import compare_runs, named_runs
+
     made = compare_runs(named_runs(runs, Path(Config().runs)))
     write_text(out, made.page)
     return f"{made.text}\n\nwith curves and plots: {out}"

@@ -110,7 +110,7 @@ def show_results(
     """
     with SummaryWriter(str(run / FOLDER)) as writer:
         assert writer.file_writer is not None
-        _, started, ended = hparams(dict(recipe), {})
+        _, started, ended = hparams(dict(recipe), {})  # type: ignore[no-untyped-call]
         for each in (started, ended):
             writer.file_writer.add_summary(each)
         writer.add_custom_scalars(layout())

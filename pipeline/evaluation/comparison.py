@@ -7,6 +7,7 @@ with. Says for every score how sure it is; that one seed of training is one draw
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -41,7 +42,7 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
         DataError: a file is there but cannot be read.
     """
     runs = {label: read_run(folder) for label, folder in _labels(folders).items()}
-    tables = [_recipes(runs), *(_phase(runs, phase) for phase in _phases(runs)), *_scores(runs)]
+    tables = [_recipes(runs), *_scores(runs), *(_phase(runs, phase) for phase in _phases(runs))]
     title = f"Comparison of {', '.join(runs)}"
     facts = [f"{label}: {run.folder}" for label, run in runs.items()]
     drawn = list(drawn_curves({label: read_curves(run.folder) for label, run in runs.items()}))
@@ -75,13 +76,18 @@ def _labels(folders: Sequence[Path]) -> dict[str, Path]:
 
 def _recipes(runs: Mapping[str, Run]) -> Table:
     recipes = {k: OmegaConf.to_container(run.config, resolve=False) for k, run in runs.items()}
-    found = differing({k: each for k, each in recipes.items() if isinstance(each, dict)})
+    found = differing({k: _named(each) for k, each in recipes.items()})
     rows = [
         (key, [Cell(MISSING if row.get(label) is None else str(row[label])) for label in runs])
         for key, row in found.items()
     ]
     notes = [] if rows else ["The recipes are the same, but for paths and the like."]
     return Table("Recipe values in which they differ", list(runs), rows, notes)
+
+
+def _named(values: object) -> dict[str, Any]:
+    """A recipe's values; none where the file holds something else."""
+    return {str(k): each for k, each in values.items()} if isinstance(values, dict) else {}
 
 
 def _phases(runs: Mapping[str, Run]) -> list[str]:

@@ -6,6 +6,7 @@ spread; yes and no of MME; lengths of texts; each phase's curves.
 
 from collections.abc import Iterator, Mapping
 
+from pipeline.config import PHASES
 from pipeline.evaluation.curves import Curves
 from pipeline.evaluation.mme import NO, OTHER, YES, parse_answer
 from pipeline.evaluation.mme_files import GENERATED, LIKELIHOOD, read_results
@@ -21,16 +22,17 @@ _UNDRAWN = ("/perplexity", "/records_skipped", "_r5", "_r10", "/t2i_r1")
 
 def drawn_curves(runs: Mapping[str, Mapping[str, Curves]]) -> Iterator[Plot]:
     """Loss and validation scores of each phase, all runs in one plot. runs: by label, by phase."""
-    for phase in dict.fromkeys(phase for found in runs.values() for phase in found):
+    labels = list(runs)
+    for phase in PHASES:
         of_phase = {label: found[phase] for label, found in runs.items() if phase in found}
         names = dict.fromkeys(name for each in of_phase.values() for name in each)
         if losses := _lines(of_phase, *_LOSSES):
             dashed = " (dashed: validation)" if any(line.dots for line in losses) else ""
-            yield curves(f"{phase}: loss{dashed}", losses)
+            yield curves(f"{phase}: loss{dashed}", losses, labels)
         for name in names:
             if name not in _LOSSES and not name.endswith(_UNDRAWN):
                 title = f"{phase}: {name.removeprefix('val/')} in validation"
-                yield curves(title, _lines(of_phase, name))
+                yield curves(title, _lines(of_phase, name), labels)
 
 
 def _lines(runs: Mapping[str, Curves], *names: str) -> list[Line]:

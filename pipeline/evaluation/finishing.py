@@ -17,6 +17,7 @@ from pipeline.evaluation.report import write_report
 from pipeline.recipe_values import unusual
 
 SAMPLES, SHEET = 20, "samples.png"
+COMMON_FILES = "metrics.json, samples.jsonl, samples.png and report.html"
 
 
 def output_folder(config: Config) -> Path:

@@ -55,7 +55,7 @@ def write_mme(
         write_results(folder / way, answers)
         scores[way] = score(answers)
     _sheet(split, records, said[GENERATED], folder / SHEET)
-    write_samples(folder, _samples([raw for _, raw in records], said))
+    write_samples(folder, _samples([raw for _, raw in records], said[GENERATED]))
     result = {
         "split": config.evaluate.split,
         "task": MME,
@@ -112,19 +112,16 @@ def _table(scores: Mapping[str, Scores], measured: dict[str, Any]) -> str:
     )
 
 
-def _samples(records: list[RawRecord], said: Mapping[str, Texts]) -> Iterator[Sample]:
+def _samples(records: list[RawRecord], texts: Texts) -> Iterator[Sample]:
     """An image with all its questions is a sample: it is what accuracy+ counts."""
     for raw in records:
         asked = questions_of(raw.data)
-        nothing = [""] * len(asked)
-        generated, likelier = (said[way].get(raw.key) or nothing for way in (GENERATED, LIKELIHOOD))
+        given = texts.get(raw.key) or [""] * len(asked)
         subtask = str(raw.data["subtask"])
-        given = zip(generated, likelier, strict=True)
-        lines = (f"{text or '-'} (likelier: {other or '-'})" for text, other in given)
-        right = [(each.answer or "", text) for each, text in zip(asked, generated, strict=True)]
+        right = [(each.answer or "", text) for each, text in zip(asked, given, strict=True)]
         yield Sample(
             key=raw.key,
-            predicted="\n".join(lines),
+            predicted="\n".join(text or "-" for text in given),
             truth=("\n".join(each.answer or "" for each in asked),),
             scores={subtask: worth(right)},
             asked="\n".join(each.question for each in asked),

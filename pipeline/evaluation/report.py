@@ -54,6 +54,7 @@ def write_report(folder: Path, split: Split, places: Places, shown: int) -> Path
         title=f"{run.name}: {folder.name}",
         facts=list(_facts(own, base)),
         scores=score_table("Scores", evaluations),
+        told=own.metrics.get("table", ""),
         drawn=[*drawn_evaluations(evaluations), *drawn_curves(curves)],
         headline=_headline(len(samples), min(shown, len(samples))),
         groups=sorted({name for each in samples[:shown] for name in each.groups}),

@@ -8,6 +8,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 _SIZE = (4.0, 2.7)  # inches, of 96 pixels
 _BAR = 0.24  # inches a bar
 _COLOURS = ("#0b5394", "#c27a1a", "#2e6b34", "#8e3a80", "#4d4d4d", "#b03030")
-_STYLE = {
+_STYLE: dict[Any, object] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "eim",
     "text.parse_math": False,
@@ -63,12 +64,11 @@ class Bar:
     high: float | None = None
 
 
-def curves(title: str, lines: Sequence[Line], *, x: str = "step", y: str = "") -> Plot:
+def curves(title: str, lines: Sequence[Line], labels: Sequence[str], *, x: str = "step") -> Plot:
     """Lines over a common axis; long ones are thinned out to some hundred points.
 
-    Lines that come in twos of one label (training, validation) share a colour.
+    labels: of all plots that stand together, so that a label has one colour in all of them.
     """
-    labels = list(dict.fromkeys(line.label for line in lines))
 
     def draw(axes: Axes) -> None:
         told = set[str]()
@@ -87,7 +87,6 @@ def curves(title: str, lines: Sequence[Line], *, x: str = "step", y: str = "") -
             )
             told.add(line.label)
         axes.set_xlabel(x)
-        axes.set_ylabel(y)
         axes.legend(loc="best")
 
     ends = (f"{line.label} ends at {line.points[-1][1]:.4g}" for line in lines if line.points)
@@ -115,6 +114,9 @@ def bars(
             )
         axes.set_yticks([i + 0.4 - thickness / 2 for i in range(len(names))], map(_short, names))
         axes.invert_yaxis()
+        if all(each is None or each.value >= 0 for values in series.values() for each in values):
+            highest = max((b.value for each in series.values() for b in each if b), default=0)
+            axes.set_xlim(left=0, right=None if highest > 0 else 1)
         axes.set_xlabel(x)
         axes.grid(visible=False, axis="y")
         if len(series) > 1:
