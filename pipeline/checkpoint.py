@@ -39,9 +39,10 @@ def write_checkpoint(folder: Path, engine: Engine, progress: Progress, identity:
 
 
 def newest_checkpoint(folder: Path, first: int, last: int) -> Path | None:
-    """The newest with first < step <= last whose files have their sizes; None if there is none.
+    """The newest with first < step <= last whose files have their sizes, and whose state.json is
+    what was written; None if there is none.
 
-    For a look at what would be resumed; `choose_checkpoint` reads the files too.
+    For a look at what would be resumed; `choose_checkpoint` reads all files.
     """
     usable = (each for each in _between(folder, first, last) if not fault_in(each, hashes=False))
     return next(usable, None)

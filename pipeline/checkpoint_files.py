@@ -96,7 +96,8 @@ def fault_in(path: Path, share: tuple[int, int] = (0, 1), *, hashes: bool = True
     """What is wrong with a checkpoint: the file, what was expected and what is there; None if good.
 
     share: (rank, ranks) checks the files that this rank has written, or its share of them where
-    there were more ranks then. hashes: without, sizes alone are compared, which reads no file.
+    there were more ranks then. hashes: without, sizes alone are compared, and of STATE, which is
+    small, the hash.
     """
     try:
         files = _read_mark(path / MARK)
@@ -104,7 +105,7 @@ def fault_in(path: Path, share: tuple[int, int] = (0, 1), *, hashes: bool = True
             if stored.rank % share[1] != share[0]:
                 continue
             fault = _size_fault(path, name, stored)
-            if fault is None and hashes:
+            if fault is None and (hashes or name == STATE):
                 fault = _hash_fault(path, name, stored)
             if fault is not None:
                 return fault

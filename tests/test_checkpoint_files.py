@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.checkpoint_files import (
     MARK,
+    STATE,
     checkpoints,
     complete,
     fault_in,
@@ -80,12 +81,14 @@ def test_the_ranks_check_their_own_files_and_together_all(tmp_path: Path) -> Non
     assert fault_in(path, (0, 1)) is not None
 
 
-def test_a_look_at_the_sizes_reads_no_file(tmp_path: Path) -> None:
+def test_a_look_at_the_sizes_reads_no_file_but_the_state(tmp_path: Path) -> None:
     path = put_checkpoint(tmp_path, 3)
     flip_one_bit(path / FILES[0][0])
     assert fault_in(path, hashes=False) is None
+    flip_one_bit(path / STATE)
+    assert (fault_in(path, hashes=False) or "").startswith(f"{STATE} has the SHA-256")
     truncate(path / FILES[0][0])
-    assert fault_in(path, hashes=False) is not None
+    assert (fault_in(path, hashes=False) or "").startswith(f"{FILES[0][0]} has")
 
 
 @pytest.mark.parametrize("staging", ["tmp_path", "memory"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.checkpoint_files import STATE
 from pipeline.config import Config
 from pipeline.errors import CheckpointError
 from pipeline.export_files import save_export
@@ -47,6 +48,16 @@ def test_the_newest_checkpoint_says_what_is_gone_on_from(tmp_path: Path) -> None
     assert what_lies_in(tmp_path, OURS) == (False, [DIFFERENCE])
     assert what_lies_in(tmp_path, OURS, with_changes=True) == (False, [])
     put_checkpoint(tmp_path / "checkpoints", 20, identity=OURS.as_json())  # gone on with knowingly
+    assert what_lies_in(tmp_path, OURS) == (False, [])
+
+
+@pytest.mark.parametrize("damage", [b"{", b'{"identity": {"fingerprint": "f"}, "progress": {}}'])
+def test_a_newest_state_that_is_not_what_was_written_tells_nothing(
+    damage: bytes, tmp_path: Path
+) -> None:
+    put_checkpoint(tmp_path / "checkpoints", 10, identity=OURS.as_json())
+    state = put_checkpoint(tmp_path / "checkpoints", 20, identity=OURS.as_json()) / STATE
+    state.write_bytes(damage.ljust(state.stat().st_size))
     assert what_lies_in(tmp_path, OURS) == (False, [])
 
 
