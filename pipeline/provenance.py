@@ -19,6 +19,7 @@ from pipeline.identity import Identity
 from pipeline.models.families import family, family_settings
 from pipeline.phases import predecessor
 from pipeline.splits import Split, open_training
+from pipeline.talks import TALKS
 from pipeline.tasks import QUESTIONS
 
 # Keys of a phase that change how fast or how closely watched it runs, not what it learns.
@@ -92,6 +93,8 @@ def _of_recipe(config: Config, cache: Path, *, language: bool, remember: bool) -
         "encoder.resize": encoder.resize,
         "data.lanes": config.data.lanes,
         "data.window": config.data.window,
+        "data.max_pixels": config.data.max_pixels,  # of a record that is used
+        "data.max_image_bytes": config.data.max_image_bytes,
     }
     if family(config.family).sees_images(config):
         folder = encoder.arch.removeprefix("local-dir:")
@@ -103,6 +106,10 @@ def _of_recipe(config: Config, cache: Path, *, language: bool, remember: bool) -
         return {**values, **(own if config.encoder_adapt.train == "adapters" else {})}
     if config.data.task == QUESTIONS:
         values |= _dotted("scienceqa", asdict(config.scienceqa))
+    if config.data.task in TALKS:
+        values |= _dotted("instruct", asdict(config.instruct))
+        if config.instruct.template == "tokenizer":  # which may leave the end of an answer to it
+            values["evaluate.stop"] = config.evaluate.stop
     return {
         **values,
         **own,
