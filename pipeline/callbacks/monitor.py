@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.dist import World, gather_json, max_over_ranks, sum_over_ranks
@@ -40,16 +42,22 @@ class Board:
     checkpoint is there; what it has shown after that is hidden when this one begins at `done`.
     """
 
-    def __init__(self, folder: Path, world: World, *, done: int) -> None:
-        self._writer = None
+    def __init__(self, folder: Path, world: World, *, done: int, again: bool = False) -> None:
+        """done: steps that are gone on from. again: the last of them will be validated, which an
+        earlier start may have shown already; what it has shown is left out then.
+        """
+        self._writer, self._done, self._shown = None, done, frozenset[str]()
         if world.is_main:
+            if done and again:
+                self._shown = _shown_at(folder, done)
             self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else 0)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """One point for each name; on disk before a checkpoint of this step can be."""
         if self._writer is not None:
             for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+                if not self._has(name, step):
+                    self._writer.add_scalar(name, value, step)
             self._writer.flush()
 
     def text(self, name: str, value: str, step: int) -> None:
@@ -60,7 +68,7 @@ class Board:
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
         """An RGB picture."""
-        if self._writer is not None:
+        if self._writer is not None and not self._has(name, step):
             self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
             self._writer.flush()
 
@@ -68,6 +76,9 @@ class Board:
         """Writes out what is buffered."""
         if self._writer is not None:
             self._writer.close()
+
+    def _has(self, name: str, step: int) -> bool:
+        return step == self._done and name in self._shown
 
 
 class Monitor:
@@ -179,6 +190,18 @@ class Monitor:
             _said("workers restarted", trainer.progress.worker_restarts),
         )
         return scalars
+
+
+def _shown_at(folder: Path, step: int) -> frozenset[str]:
+    """The names of what the event files in `folder` show of `step`, as TensorBoard reads them."""
+    shown: set[str] = set()
+    for file in sorted(folder.glob("*tfevents*")):
+        for event in EventFileLoader(str(file)).Load():
+            if event.session_log.status == SessionLog.START and event.step <= step:
+                shown.clear()  # the start that wrote this has hidden them
+            if event.step == step:
+                shown.update(each.tag for each in event.summary.value)
+    return frozenset(shown)
 
 
 def _said(name: str, count: int) -> str:
