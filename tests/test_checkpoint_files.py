@@ -1,10 +1,13 @@
 """A checkpoint counts only as it was written, to the bit."""
 
+import errno
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +92,26 @@ def test_a_look_at_the_sizes_reads_no_file_but_the_state(tmp_path: Path) -> None
     assert (fault_in(path, hashes=False) or "").startswith(f"{STATE} has the SHA-256")
     truncate(path / FILES[0][0])
     assert (fault_in(path, hashes=False) or "").startswith(f"{FILES[0][0]} has")
+
+
+@pytest.mark.parametrize("name", [MARK, FILES[1][0]])
+@pytest.mark.parametrize("failures", [1, 99])
+def test_a_read_that_fails_is_tried_again_before_it_counts(
+    tmp_path: Path, name: str, failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, left, opened = put_checkpoint(tmp_path, 3), [failures], Path.open
+
+    def failing(file: Path, *args: Any, **more: Any) -> Any:
+        if file == path / name and left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return opened(file, *args, **more)
+
+    monkeypatch.setattr(Path, "open", failing)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    found = fault_in(path)
+    assert (found is None) == (failures == 1)
+    assert found is None or f"{name}: cannot be read after 5 tries (Input/output error)" in found
 
 
 @pytest.mark.parametrize("staging", ["tmp_path", "memory"])
