@@ -1,7 +1,9 @@
 """What the result of a phase depends on: its recipe's values that matter, its data, its weights.
 
 What is left out changes how fast or how closely watched a phase runs, or where its files lie, not
-what it learns. Reads manifests and hashes weights; trains nothing.
+what it learns. Local weights count by their content, an LLM of the hub by its commit, which the
+preflight has put into the hub's local cache; an image tower of the hub counts by its name alone,
+for its files are fetched later. Reads manifests and hashes weights; trains nothing.
 """
 
 from collections.abc import Mapping
@@ -9,6 +11,9 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from pipeline.checkpoint_state import identity_in
 from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig
@@ -114,6 +119,7 @@ def _of_recipe(config: Config, cache: Path, *, language: bool, remember: bool) -
         **values,
         **own,
         **hashed("llm.path", config.llm.path),
+        **_commit("llm.path", config.llm.path),
         **_dotted("st", vars(config.st)),
         "family": config.family,
         "data.task": config.data.task,
@@ -131,6 +137,17 @@ def _contents(key: str, place: str, *, cache: Path, remember: bool) -> dict[str,
         return {key: place}
     hashes = content_hashes(Path(place), cache, remember=remember)
     return {f"{key}/{name}" if name else key: f"content {each}" for name, each in hashes.items()}
+
+
+def _commit(key: str, place: str) -> dict[str, str]:
+    """The commit that the hub's cache has of a transformers model; nothing for what is no name."""
+    if Path(place).exists():
+        return {}
+    try:
+        config = try_to_load_from_cache(place, "config.json")
+    except HFValidationError:
+        return {}
+    return {f"{key}/commit": Path(config).parent.name} if isinstance(config, str) else {}
 
 
 def _of_data(split: Split) -> dict[str, Any]:

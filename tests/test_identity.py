@@ -118,6 +118,21 @@ def test_moved_files_are_the_same_files(recipe: Path, tmp_path: Path) -> None:
     assert of(recipe) == of(recipe, f"llm.path={moved}")
 
 
+def test_a_model_of_the_hub_is_the_commit_that_is_in_the_cache(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    named, folder, found = "llm.path=someone/tiny", tmp_path / "models--someone--tiny", []
+    for commit in ("a" * 40, "b" * 40):
+        for file in (folder / "refs" / "main", folder / "snapshots" / commit / "config.json"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(commit)
+        found.append(of(recipe, named))
+    expected = f"llm.path/commit: {'a' * 40} then, {'b' * 40} now"
+    assert differences(*found) == [expected]
+    assert differences(found[1], of(recipe, named)) == []
+
+
 def test_an_identity_is_read_back_as_it_was_written(recipe: Path) -> None:
     written = of(recipe)
     read = Identity.of_json(json.loads(json.dumps(written.as_json())))
