@@ -24,7 +24,7 @@ from pipeline.config import Config, PhaseConfig
 from pipeline.dist import World, from_main, on_main, wait_for_all
 from pipeline.durable import write_json
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.export_files import ExportTensors, read_export
+from pipeline.export_files import ExportTensors, check_weights, read_export
 from pipeline.exports import DETAILS, is_export
 from pipeline.identity import Identity, differences, told
 from pipeline.phases import as_baseline, predecessor, segments
@@ -81,7 +81,10 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     wait_for_all(world)
     plan_steps = math.ceil(split.records / phase.global_batch)
     stretches = segments(config, name, plan_steps)
-    tensors: Mapping[str, Tensor] = {} if start is None else ExportTensors(start)
+    tensors: Mapping[str, Tensor] = {}
+    if start is not None:
+        on_main(partial(check_weights, start), world)
+        tensors = ExportTensors(start)
     progress = Progress()
     budget = phase.stop_after  # steps left to this start
     for segment in stretches:
@@ -206,11 +209,13 @@ def _already_done(
 def _finished_segment(export: Path, identity: Identity) -> dict[str, Any] | None:
     """The progress at the end of a segment that is done; None where it is not.
 
-    One of other values, which is gone on from knowingly, becomes one of ours that says so.
+    One of other values, which is gone on from knowingly, becomes one of ours that says so. Raises
+    CheckpointError for one whose weights are damaged.
     """
     found = read_export(export)
     if found is None:
         return None
+    check_weights(export)
     progress: dict[str, Any] = found["progress"]
     different = differences(identity_in(found), identity)
     if different:

@@ -88,7 +88,10 @@ class SegmentRun:
         progress = self._resume(setup, progress)
         resumed_at = progress.step
         self._announce(setup, progress)
-        board = Board(self.folder / FOLDER, self.world, prefix=self.name, done=progress.step)
+        again = progress.validation_due or progress.step == self.segment.stop
+        board = Board(
+            self.folder / FOLDER, self.world, prefix=self.name, done=progress.step, again=again
+        )
         if progress.step == 0:
             board.text("recipe", f"```yaml\n{OmegaConf.to_yaml(self.config)}\n```", 0)
         trainer = Trainer(

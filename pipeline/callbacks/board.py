@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -56,18 +58,27 @@ class Board:
     checkpoint is there; what it has shown after that is hidden when this one begins at `done`.
     """
 
-    def __init__(self, folder: Path, world: World, *, prefix: str, done: int) -> None:
-        """prefix: of all tags, the phase's name."""
+    def __init__(
+        self, folder: Path, world: World, *, prefix: str, done: int, again: bool = False
+    ) -> None:
+        """prefix: of all tags, the phase's name. done: steps that are gone on from. again: the last
+        of them will be validated, which an earlier start may have shown already; what it has shown
+        is left out then.
+        """
         self._writer, self._prefix = None, prefix
+        self._done, self._shown = done, frozenset[str]()
         if world.is_main:
+            if done and again:
+                self._shown = _shown_at(folder, done)
             self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else 0)
             self._writer.add_custom_scalars(layout())
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point for each name; on disk before a checkpoint of this step can be."""
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{self._prefix}/{name}", value, step)
+            for tag, value in ((f"{self._prefix}/{name}", each) for name, each in values.items()):
+                if not self._has(tag, step):
+                    self._writer.add_scalar(tag, value, step)
             self._writer.flush()
 
     def text(self, name: str, value: str, step: int) -> None:
@@ -78,8 +89,8 @@ class Board:
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
         """An RGB picture."""
-        if self._writer is not None:
-            tag = f"{self._prefix}/{name}"
+        tag = f"{self._prefix}/{name}"
+        if self._writer is not None and not self._has(tag, step):
             self._writer.add_image(tag, np.asarray(image), step, dataformats="HWC")
             self._writer.flush()
 
@@ -87,6 +98,21 @@ class Board:
         """Writes out what is buffered."""
         if self._writer is not None:
             self._writer.close()
+
+    def _has(self, tag: str, step: int) -> bool:
+        return step == self._done and tag in self._shown
+
+
+def _shown_at(folder: Path, step: int) -> frozenset[str]:
+    """The tags of what the event files in `folder` show of `step`, as TensorBoard reads them."""
+    shown: set[str] = set()
+    for file in sorted(folder.glob("*tfevents*")):
+        for event in EventFileLoader(str(file)).Load():
+            if event.session_log.status == SessionLog.START and event.step <= step:
+                shown.clear()  # the start that wrote this has hidden them
+            if event.step == step:
+                shown.update(each.tag for each in event.summary.value)
+    return frozenset(shown)
 
 
 def show_results(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.callbacks.board import Board
@@ -83,6 +84,45 @@ def test_a_killed_run_that_is_gone_on_with_has_the_curve_of_a_whole_one(
         assert curve(tmp_path / "killed", tag) == curve(tmp_path / "whole", tag)
     assert [step for step, _ in curve(tmp_path / "killed")] == [5, 10, 15, 20, 23]
     assert gone_on.train_loss == whole.train_loss
+
+
+def test_what_an_earlier_start_has_measured_of_the_last_step_is_not_shown_twice(
+    tmp_path: Path,
+) -> None:
+    """Each start ends without closing, as if killed, and goes on from the checkpoint of step 4."""
+    first = Board(tmp_path, WORLD, prefix="st_align", done=0)
+    first.scalars({"train/loss": 1.0}, 4)
+    first.scalars({"train/loss": 9.0}, 5)
+    starts = [first]
+    picture = Image.new("RGB", (2, 2))
+    for start in range(3):
+        time.sleep(1.1)  # event files are ordered by the second in which they were begun
+        starts.append(Board(tmp_path, WORLD, prefix="st_align", done=4, again=True))
+        starts[-1].scalars({"val/loss": 2.0}, 4)
+        if start:  # the first was killed between the two
+            starts[-1].image("val/samples", picture, 4)
+        starts[-1].scalars({"train/loss": 3.0, "val/loss": 4.0 + start}, 5)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert curve(tmp_path) == [(4, 1.0), (5, 3.0)]
+    assert curve(tmp_path, "val/loss") == [(4, 2.0), (5, 6.0)]
+    assert [each.step for each in events.Images("st_align/val/samples")] == [4]
+    for each in starts:
+        each.close()
+
+
+def test_what_a_start_has_hidden_is_shown_again(tmp_path: Path) -> None:
+    hidden = Board(tmp_path, WORLD, prefix="st_align", done=0)
+    hidden.scalars({"val/loss": 1.0}, 4)
+    time.sleep(1.1)
+    back = Board(tmp_path, WORLD, prefix="st_align", done=2)  # from an older checkpoint
+    back.scalars({"train/loss": 5.0}, 4)
+    time.sleep(1.1)
+    last = Board(tmp_path, WORLD, prefix="st_align", done=4, again=True)
+    last.scalars({"val/loss": 2.0}, 4)
+    assert curve(tmp_path, "val/loss") == [(4, 2.0)]
+    for each in (hidden, back, last):
+        each.close()
 
 
 def test_points_are_on_disk_at_once(tmp_path: Path) -> None:
