@@ -5,8 +5,10 @@ lie and which one a user means stands in `exports.py`. Knows no phase, no model,
 """
 
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,20 +33,26 @@ def save_export(
     progress: Progress,
     details: Mapping[str, Any],
     config: Config,
+    *,
+    guard: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes an export folder by rename; call on one rank only.
 
     tensors: by exported name. details: the recipe's fingerprint and what the next reader wants.
-    config: the recipe that made it, kept beside the tensors.
+    config: the recipe that made it, kept beside the tensors. guard: called before the folder
+    appears, to raise where it must not.
     """
-    writing = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(writing, ignore_errors=True)
+    for left in folder.parent.glob(f".writing-{folder.name}-*"):  # by a killed run
+        shutil.rmtree(left, ignore_errors=True)
+    # A name of its own: an older attempt, cut off, may still be writing.
+    writing = folder.with_name(f".writing-{folder.name}-{socket.gethostname()}-{os.getpid()}")
     writing.mkdir(parents=True)
     save_file({name: each.contiguous() for name, each in tensors.items()}, writing / WEIGHTS)
     save_recipe(config, writing / RECIPE)
     write_json(writing / DETAILS, {**details, "progress": asdict(progress)})
     for path in writing.iterdir():
         sync(path)
+    guard()
     if folder.exists():
         shutil.rmtree(folder)
     writing.rename(folder)

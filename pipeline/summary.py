@@ -11,6 +11,7 @@ from pipeline.config import PhaseConfig
 from pipeline.dist import World
 from pipeline.durable import write_json
 from pipeline.export_files import read_export
+from pipeline.ownership import Ownership
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped
 
@@ -84,7 +85,9 @@ def _state(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def noting_a_stop(folder: Path, name: str, progress: Progress, world: World) -> Iterator[None]:
+def noting_a_stop(
+    folder: Path, name: str, progress: Progress, owner: Ownership, world: World
+) -> Iterator[None]:
     """A stop while a segment is built leaves its reason in the summary; what else is there stays.
 
     progress: of the phase, where no earlier start has left a summary.
@@ -92,6 +95,7 @@ def noting_a_stop(folder: Path, name: str, progress: Progress, world: World) -> 
     try:
         yield
     except Stopped as asked:
+        owner.check()
         if world.is_main:
             path = folder / SUMMARY
             summary = {"phase": name, "steps": progress.step}

@@ -20,6 +20,7 @@ PIPELINE = REPOSITORY / "pipeline"
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors",),
     1: (
+        "attempts",
         "config",
         "ds_config",
         "durable",
@@ -28,6 +29,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "hashes",
         "malloc",
         "overrides",
+        "ownership",
         "presence",
         "progress",
         "recipe",

@@ -27,7 +27,9 @@ from pipeline.evaluation.loading import (
     watched,
 )
 from pipeline.evaluation.mme_results import GENERATED, LIKELIHOOD, write_mme
+from pipeline.evaluation.results import output_folder
 from pipeline.objectives import outputs_of
+from pipeline.ownership import Ownership, owning
 from pipeline.splits import open_split
 from pipeline.tasks import scored
 from pipeline.validation import language_metrics, skipped_over_ranks
@@ -43,7 +45,13 @@ def answer_mme(config: Config, world: World) -> dict[str, Any]:
     Raises:
         ConfigError: no phase is finished.
         DataError: no question could be read.
+        OwnerError: another job writes into the results' folder.
     """
+    with owning(output_folder(config), world) as owner:
+        return _answer_mme(config, owner, world)
+
+
+def _answer_mme(config: Config, owner: Ownership, world: World) -> dict[str, Any]:
     settings = config.evaluate
     export = chosen_export(config, world)
     config = scored(config)
@@ -67,6 +75,7 @@ def answer_mme(config: Config, world: World) -> dict[str, Any]:
         "skipped": dict(skipped_over_ranks(asked.faults, world)),
     }
     said = {GENERATED: generated, LIKELIHOOD: likelier}
+    owner.check()
     result: dict[str, Any] = on_main(lambda: write_mme(config, split, plan, said, measured), world)
     log.info("evaluate      took %.0f s", time.perf_counter() - began)
     return result

@@ -20,6 +20,8 @@ from pipeline.evaluation.loading import (
     watched,
 )
 from pipeline.evaluation.question_results import write_answers
+from pipeline.evaluation.results import output_folder
+from pipeline.ownership import Ownership, owning
 from pipeline.splits import Split, open_split
 from pipeline.stopping import stoppable
 from pipeline.tasks import check_answering, scored, way_of_answering
@@ -37,7 +39,13 @@ def answer_questions(config: Config, world: World) -> dict[str, Any]:
         ConfigError: no phase is finished, or the format explains before it answers and options are
             to be compared.
         DataError: two records are the same question.
+        OwnerError: another job writes into the results' folder.
     """
+    with owning(output_folder(config), world) as owner:
+        return _answer_questions(config, owner, world)
+
+
+def _answer_questions(config: Config, owner: Ownership, world: World) -> dict[str, Any]:
     check_answering(scored(config))
     settings = config.evaluate
     export = chosen_export(config, world)
@@ -58,6 +66,7 @@ def answer_questions(config: Config, world: World) -> dict[str, Any]:
         "loss": loss,
         "skipped": dict(skipped_over_ranks(asked.faults, world)),
     }
+    owner.check()
     result: dict[str, Any] = on_main(
         lambda: write_answers(config, split, plan, answers, measured), world
     )

@@ -23,10 +23,11 @@ from pipeline.evaluation.loading import (
     rows_to_score,
     watched,
 )
-from pipeline.evaluation.results import announce_spice, write_results
+from pipeline.evaluation.results import announce_spice, output_folder, write_results
 from pipeline.evaluation.retrieval import recall_at_k
 from pipeline.export_files import ExportTensors, read_export
 from pipeline.objectives import ContrastiveTask
+from pipeline.ownership import Ownership, owning
 from pipeline.run import export_folder
 from pipeline.splits import Split, open_split, pair_dataset, share_of
 from pipeline.stopping import stoppable
@@ -39,8 +40,14 @@ log = logging.getLogger("pipeline")
 def evaluate(config: Config, world: World) -> dict[str, Any]:
     """Scores `evaluate.split` with the last phase's export; returns what metrics.json holds.
 
-    Every rank calls it. Raises ConfigError when no phase is finished or Java is missing.
+    Every rank calls it. Raises ConfigError when no phase is finished or Java is missing, OwnerError
+    where another job writes into the results' folder.
     """
+    with owning(output_folder(config), world) as owner:
+        return _evaluate(config, owner, world)
+
+
+def _evaluate(config: Config, owner: Ownership, world: World) -> dict[str, Any]:
     settings = config.evaluate
     check_metrics(settings.metrics)
     announce_spice(settings)
@@ -59,6 +66,7 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     predictions, skipped = _captions(config, loaded, prompts, world)
     recall = _retrieval(config, split, export, dtype, world)
     result: dict[str, Any] = {}
+    owner.check()
     if world.is_main:
         measured = {"export": str(export), "loss": loss, "retrieval": recall, "skipped": skipped}
         result = write_results(config, split, plan, predictions, measured)
