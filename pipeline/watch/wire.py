@@ -11,6 +11,7 @@ import secrets
 import selectors
 import socket
 import threading
+import time
 from typing import Any
 
 from pipeline.dist import World, from_main, wait_for_all
@@ -36,6 +37,12 @@ class _Peer:
             self.going += json.dumps(message).encode() + b"\n"
         with contextlib.suppress(OSError):  # a broken one is noticed where it is read
             self.going = self.going[self.connection.send(self.going) :]
+
+    def end(self) -> None:
+        """Says all that is kept, as far as the system takes it, and that nothing more will come."""
+        with contextlib.suppress(OSError):
+            self.going = self.going[self.connection.send(self.going) :]
+            self.connection.shutdown(socket.SHUT_WR)
 
     def receive(self) -> list[Message] | None:
         """The messages that have come; None when the connection has ended."""
@@ -98,6 +105,19 @@ class Wire:
             else:
                 found += [(peer.rank, each) for each in messages]
         return found, knocks
+
+    def part(self, seconds: float) -> None:
+        """Says no more, and waits that long at most until the others have nothing to say either.
+
+        A process that ends with something unread resets its connections, and its last words are
+        lost where the other has not read them yet.
+        """
+        with self._sending:
+            for peer in self._peers:
+                peer.end()
+        until = time.monotonic() + seconds
+        while self._peers and (left := until - time.monotonic()) > 0:
+            self.receive(left)
 
     def close(self) -> None:
         """Ends all connections."""
