@@ -27,6 +27,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "export_files",
         "hashes",
         "malloc",
+        "outcome",
         "overrides",
         "presence",
         "progress",
@@ -71,6 +72,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     8: ("evaluation", "chat", "interchange", "conversion", "model_card"),
     9: (
         "job",
+        "pieces",
         "setup",
         "explain",
         "segment",
