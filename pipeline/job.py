@@ -1,9 +1,8 @@
-"""What a job script asks of a run and of its nodes: how far, are the shards good, are we healthy.
+"""What a job script asks before it starts: are the shards good, are the nodes healthy.
 
 For `slurm/common.sh`, which reads one line a question and knows no recipe. Loads no model.
 """
 
-import json
 import os
 import shutil
 import socket
@@ -15,53 +14,17 @@ import torch
 import torch.distributed as torch_dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from pipeline.config import PHASES, Config
+from pipeline.config import Config
 from pipeline.data.manifest import check_file
 from pipeline.dist import resolve
 from pipeline.errors import ConfigError, UserError
-from pipeline.exports import DETAILS, is_export
 from pipeline.prerequisites import shards_missing
 from pipeline.splits import open_split, open_training
 
-PIECES = ("run", *PHASES, "evaluate")
-FINISHED, STOPPED = "finished", "stopped"
 HEALTHY = "ok"
 _MOST_SKEW_SECONDS = 30.0
 _LEAST_SHARED_MEMORY, _LEAST_SCRATCH = 1 * 10**9, 5 * 10**9  # bytes
 _LEAST_FREE_OF_A_GPU = 0.9  # of its memory: somebody else's process is on it otherwise
-
-
-def status(piece: str, config: Config) -> str:
-    """`<run folder> <steps done> finished|stopped` of a piece: a phase, `evaluate`, or `run`.
-
-    The steps are those of all phases together, as far as checkpoints and exports hold them.
-    """
-    if piece not in PIECES:
-        raise ConfigError(f"{piece} is no piece of a run; ask for one of {', '.join(PIECES)}")
-    folder = run_folder(config)
-    steps = sum(_steps_of(folder / name) for name in PHASES)
-    return f"{folder} {steps} {FINISHED if _is_finished(piece, config, folder) else STOPPED}"
-
-
-def run_folder(config: Config) -> Path:
-    """Where the run of a recipe lies, or that of its baseline."""
-    return Path(config.runs, config.name)
-
-
-def _is_finished(piece: str, config: Config, folder: Path) -> bool:
-    if piece == "run":
-        return all(_is_finished(each, config, folder) for each in PIECES[1:])
-    if piece == "evaluate":
-        return (folder / "evaluate" / config.evaluate.split / "metrics.json").is_file()
-    return not getattr(config, piece).enabled or is_export(folder / piece / "export")
-
-
-def _steps_of(phase: Path) -> int:
-    found = [int(each.name.partition("-")[2]) for each in phase.glob("checkpoints/step-*")]
-    if is_export(phase / "export"):
-        details = json.loads((phase / "export" / DETAILS).read_text())
-        found.append(int(details["progress"]["step"]))
-    return max(found, default=0)
 
 
 def shards_line(config: Config) -> str:

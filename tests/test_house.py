@@ -28,6 +28,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "export_files",
         "hashes",
         "malloc",
+        "outcome",
         "overrides",
         "ownership",
         "presence",
@@ -73,6 +74,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     8: ("evaluation", "chat", "interchange", "conversion", "model_card"),
     9: (
         "job",
+        "pieces",
         "setup",
         "explain",
         "segment",
