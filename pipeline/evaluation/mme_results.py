@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.callbacks.samples import Example, sheet
-from pipeline.config import Config
 from pipeline.data.conversation_rows import questions_of
 from pipeline.data.faults import ContentFault
 from pipeline.data.plan import Plan, items_in_order
 from pipeline.data.reader import RawRecord
 from pipeline.durable import write_json
 from pipeline.errors import DataError
+from pipeline.evaluation.loading import Scoring
 from pipeline.evaluation.mme import SUBTASKS, Answer, Scores, score
 from pipeline.evaluation.mme_files import write_results
 from pipeline.evaluation.results import SAMPLES, output_folder
@@ -30,18 +30,12 @@ Found = tuple[tuple[int, int], RawRecord]  # (shard, record), and what is there 
 
 
 def write_mme(
-    config: Config,
-    split: Split,
-    plan: Plan,
-    said: Mapping[str, Texts],
-    measured: dict[str, Any],
+    scoring: Scoring, said: Mapping[str, Texts], measured: dict[str, Any]
 ) -> dict[str, Any]:
     """Writes result files of both ways of answering, samples.png and metrics.json.
 
     Args:
-        config: the recipe as evaluation reads it.
-        split: what was asked.
-        plan: the order of its records.
+        scoring: what was asked, of which model.
         said: GENERATED and LIKELIHOOD, each with what was said to every record's questions.
         measured: further entries of metrics.json (loss, what was skipped, the export).
 
@@ -51,7 +45,8 @@ def write_mme(
     Raises:
         DataError: no question could be read.
     """
-    records = sorted(_records(split, plan), key=lambda each: str(each[1].data["image_id"]))
+    config, split = scoring.config, scoring.split
+    records = sorted(_records(split, scoring.plan), key=lambda each: str(each[1].data["image_id"]))
     if not records:
         raise DataError(f"no record of {split.place} holds questions of MME that can be read")
     folder = output_folder(config)

@@ -18,6 +18,7 @@ from pipeline.data.plan import Plan, items_in_order
 from pipeline.data.scienceqa_prompts import Problem
 from pipeline.durable import write_json
 from pipeline.errors import DataError
+from pipeline.evaluation.loading import Scoring
 from pipeline.evaluation.results import SAMPLES, output_folder
 from pipeline.evaluation.scienceqa import Scores, parse_answer, score, write_results
 from pipeline.models.families import family
@@ -36,22 +37,19 @@ class _Questions:
     pictured: list[tuple[int, int]] = field(default_factory=list)  # (shard, record) with an image
 
 
-def write_answers(
-    config: Config, split: Split, plan: Plan, answers: Answers, measured: dict[str, Any]
-) -> dict[str, Any]:
+def write_answers(scoring: Scoring, answers: Answers, measured: dict[str, Any]) -> dict[str, Any]:
     """Writes results.json, metrics.json and samples.png; returns what metrics.json holds.
 
     Args:
-        config: the recipe.
-        split: what was asked.
-        plan: the order of its records.
+        scoring: what was asked, of which model.
         answers: of all ranks.
         measured: further entries of metrics.json (loss, what was skipped, the export).
 
     Raises:
         DataError: two records are the same question, or none could be read.
     """
-    asked = _questions(split, plan)
+    config, split = scoring.config, scoring.split
+    asked = _questions(split, scoring.plan)
     predictions = _predictions(asked, answers)
     outputs = {pid: answers.texts[k] for pid, k in asked.keys.items() if k in answers.texts}
     scores = score(asked.problems, predictions)

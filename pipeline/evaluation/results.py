@@ -17,10 +17,11 @@ import numpy as np
 from pipeline.callbacks.probes import References
 from pipeline.callbacks.samples import sheet
 from pipeline.config import Config, EvaluateConfig
-from pipeline.data.plan import Plan, items_in_order
+from pipeline.data.plan import items_in_order
 from pipeline.durable import write_json
 from pipeline.errors import DataError
 from pipeline.evaluation.captions import score, spice_score
+from pipeline.evaluation.loading import Scoring
 from pipeline.evaluation.spice import how_to_get_spice, spice_models
 from pipeline.splits import Split
 from pipeline.tasks import question_text, true_texts
@@ -44,25 +45,20 @@ def announce_spice(settings: EvaluateConfig) -> None:
 
 
 def write_results(
-    config: Config,
-    split: Split,
-    plan: Plan,
-    predictions: Mapping[str, str],
-    measured: Mapping[str, Any],
+    scoring: Scoring, predictions: Mapping[str, str], measured: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes everything into `output_folder`; returns what metrics.json holds.
 
     Args:
-        config: the recipe.
-        split: what was captioned.
-        plan: the order of its records.
+        scoring: what was captioned, by which model.
         predictions: record key -> caption.
         measured: further entries of metrics.json (loss, retrieval, the export).
 
     Raises:
         DataError: no record could be captioned.
     """
-    items = items_in_order(plan)
+    config, split = scoring.config, scoring.split
+    items = items_in_order(scoring.plan)
     texts, asked = partial(true_texts, config), partial(question_text, config)
     references = References(split.reader, items, texts, asked)
     truth = references.captions()
