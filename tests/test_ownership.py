@@ -1,5 +1,6 @@
 """Who may write into a folder, with real processes where one has to be dead or alive."""
 
+import contextlib
 import os
 import signal
 import time
@@ -38,25 +39,36 @@ def taken(folder: Path, attempt: Attempt | None = None) -> Claim:
 
 
 @contextmanager
-def process(work: Callable[[], object]) -> Iterator[int]:
-    """A forked process that works and then waits to be killed; ready when its work is done."""
-    reading, writing = os.pipe()
+def forked(work: Callable[[], object]) -> Iterator[int]:
+    """A process that does some work; killed at the end."""
     pid = os.fork()
     if pid == 0:
         try:
             work()
-            os.write(writing, b"1")
-            time.sleep(60)
         finally:
             os._exit(1)
-    os.close(writing)
-    assert os.read(reading, 1) == b"1"
     try:
         yield pid
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+@contextmanager
+def process(work: Callable[[], object]) -> Iterator[int]:
+    """A forked process whose work is done, and that lives on inside."""
+
+    def waits() -> None:
+        work()
+        os.write(writing, b"1")
+        time.sleep(60)
+
+    reading, writing = os.pipe()
+    with forked(waits) as pid:
+        os.close(writing)
+        assert os.read(reading, 1) == b"1"
         os.close(reading)
+        yield pid
 
 
 def test_a_second_process_is_refused_in_one_line_that_names_the_first(tmp_path: Path) -> None:
@@ -78,23 +90,32 @@ def test_what_was_killed_is_taken_over_at_once(tmp_path: Path) -> None:
 
 
 def test_of_many_that_start_together_one_owns_the_folder(tmp_path: Path) -> None:
-    start = time.time() + 0.3
-    children = []
-    for _ in range(12):
-        pid = os.fork()
-        if pid == 0:
-            time.sleep(max(0.0, start - time.time()))
-            try:
-                taken(tmp_path, Attempt.of({}))
-                time.sleep(1.0)  # alive while the others look
-                os._exit(0)
-            except OwnerError:
-                os._exit(2)
-            finally:
-                os._exit(1)
-        children.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    assert sorted(codes) == [0] + [2] * 11
+    def compete() -> None:
+        os.close(writing)
+        os.read(starting, 1)  # returns for all at once
+        try:
+            taken(tmp_path)
+        except OwnerError:
+            os._exit(2)
+        time.sleep(60)  # alive while the others look
+
+    starting, writing = os.pipe()
+    with contextlib.ExitStack() as together:
+        children = [together.enter_context(forked(compete)) for _ in range(12)]
+        os.close(writing)
+        refused: set[int] = set()
+        until = time.monotonic() + 30
+        while len(refused) < 11 and time.monotonic() < until:
+            refused = {pid for pid in children if _exit_code(pid) == 2}
+            time.sleep(0.05)
+        (owner,) = set(children) - refused
+        assert _exit_code(owner) is None, "it lives, and owns the folder"
+
+
+def _exit_code(pid: int) -> int | None:
+    """Of a process that has ended; it stays to be waited for."""
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return None if found is None else found.si_status
 
 
 def test_who_is_silent_on_another_machine_is_waited_for_and_taken_over(tmp_path: Path) -> None:
