@@ -46,6 +46,7 @@ def summarise(
         "records_skipped": progress.records_skipped,
         "texts_cut": progress.texts_cut,
         "io_retries": progress.io_retries,
+        "shards_unstaged": progress.shards_unstaged,
         "worker_restarts": progress.worker_restarts,
         "seconds": round(progress.seconds, 2),
         "train_loss_end": progress.train_loss,

@@ -10,7 +10,7 @@ cd "$EIM_HOME" || exit 1
 [[ -e slurm/site.env ]] && source slurm/site.env
 : "${NODES:=}" "${GPUS_PER_NODE:=}" "${ACCOUNT:=}" "${PARTITION:=}" "${TIME:=}" "${SBATCH_FLAGS:=}"
 : "${PYTHON:=.venv/bin/python}" "${CONTAINER:=}" "${CONTAINER_MOUNTS:=}" "${LAUNCHER:=srun}"
-: "${RUNS:=runs}" "${SCRATCH:=${TMPDIR:-/tmp}}"
+: "${RUNS:=runs}" "${SCRATCH:=${TMPDIR:-/tmp}}" "${STAGE_SHARDS:=0}"
 : "${MAX_RESTARTS:=20}" "${HEALTH:=1}" "${HEALTH_SECONDS:=120}"
 
 readonly USER_ERROR=2 TRY_LATER=75
@@ -21,6 +21,8 @@ DRY_RUN=0
 source slurm/launch.sh
 # shellcheck source=slurm/ends.sh
 source slurm/ends.sh
+# shellcheck source=slurm/health.sh
+source slurm/health.sh
 
 say() { echo "$(date '+%F %T') [${SLURM_JOB_ID:-dry}.$ATTEMPT] $*"; }
 
@@ -97,38 +99,4 @@ part_of_the_shards() {
     use_container
     local part=$((${SLURM_ARRAY_TASK_ID:-0} - ${SLURM_ARRAY_TASK_MIN:-0})) parts=${SLURM_ARRAY_TASK_COUNT:-1}
     on_head stages/prepare.py "part=$part" "parts=$parts" "${ARGUMENTS[@]}"
-}
-
-# --- health --------------------------------------------------------------------------------------
-
-# Every node looks at itself, then all ranks meet once. A node that is ill or does not answer is
-# named and left out from now on: the job is requeued without it.
-check_health() {
-    local folder=$RUN/health/$SLURM_JOB_ID.$ATTEMPT node found bad=()
-    on_nodes 1 timeout "$HEALTH_SECONDS" "$PYTHON" stages/job.py health "$folder" "$(gpus_expected)" "$(date +%s)" "$SCRATCH" "${ARGUMENTS[@]}"
-    for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
-        found="no answer within $HEALTH_SECONDS s"
-        [[ -s $folder/$node ]] && found=$(< "$folder/$node")
-        [[ $found = ok ]] || { say "$node: $found" && bad+=("$node"); }
-    done
-    ((${#bad[@]} == 0)) || leave_out "${bad[@]}"
-    launch stages/job.py meet "$HEALTH_SECONDS"
-    [[ $CODE = 0 ]] || requeue "the ranks do not reach one another"
-}
-
-gpus_expected() { if [[ ${GPUS_PER_NODE:-} = 0 ]]; then echo 0; else echo "$RANKS_PER_NODE"; fi; }
-
-# Requeues this job without these nodes. A running job's list cannot be changed, hence the small job
-# that waits until this one is held.
-leave_out() {
-    local nodes before
-    nodes=$(IFS=, && echo "$*")
-    ((ATTEMPT < MAX_RESTARTS)) || fail 1 "unhealthy: $nodes; MAX_RESTARTS=$MAX_RESTARTS is reached"
-    before=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
-    [[ -z $before || $before = '(null)' ]] || nodes=$before,$nodes
-    say "requeued without $nodes"
-    sbatch --job-name=eim-release --nodes=1 --ntasks=1 --time=10 --exclude="$nodes" --output=/dev/null \
-        --wrap "until scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$nodes; do sleep 1; done; scontrol release $SLURM_JOB_ID"
-    scontrol requeuehold "$SLURM_JOB_ID" && sleep 600
-    fail "$TRY_LATER" "unhealthy: $nodes; scontrol requeuehold failed"
 }

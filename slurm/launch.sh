@@ -10,6 +10,7 @@ begin() {
     ((RANKS_PER_NODE > 0)) || RANKS_PER_NODE=${CPU_RANKS_PER_NODE:-1}
     DONE=
     use_container
+    [[ $STAGE_SHARDS = 1 ]] && ARGUMENTS=("data.stage=$SCRATCH/eim-shards-$UID" "${ARGUMENTS[@]}")
     [[ $DRY_RUN = 1 ]] && return
     heed_signals
     find_master

@@ -73,6 +73,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     7: ("trainer", "callbacks", "splits", "provenance", "assemble"),
     8: ("evaluation", "chat", "interchange", "conversion", "model_card"),
     9: (
+        "health",
         "job",
         "pieces",
         "setup",
