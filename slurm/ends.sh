@@ -9,6 +9,7 @@
 STOPPING=   # why this attempt is to stop
 PREEMPTED=0 # the nodes are wanted for another job
 CODE=0      # of the piece that ended last
+DONE=       # pieces that need not be started
 
 heed_signals() {
     trap 'ask_for_a_stop "the time of this allocation is nearly up"' USR1
@@ -58,7 +59,8 @@ requeue() {
         fail 1 "$1; nothing was done since the last start, so it is not tried again"
     (($(failures) <= MAX_RESTARTS)) || fail 1 "$1; MAX_RESTARTS=$MAX_RESTARTS is reached"
     say "requeued: $1"
-    insist scontrol requeue "$SLURM_JOB_ID" && sleep 600 # Slurm ends this script here
+    trap - USR1 TERM
+    insist scontrol requeue "$SLURM_JOB_ID" && sleep 600 && exit "$TRY_LATER" # Slurm ends us here
     fail "$TRY_LATER" "$1; scontrol requeue failed, submit again to go on"
 }
 

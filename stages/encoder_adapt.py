@@ -19,7 +19,9 @@ from pipeline.stage import run_stage
 
 def main(config: Config, world: World) -> bool:
     """What every rank does; False: something was stopped, and the same command goes on."""
-    return ensure(config, world, until="encoder_adapt") and run_phase(config, "encoder_adapt", world)
+    return ensure(config, world, until="encoder_adapt") and run_phase(
+        config, "encoder_adapt", world
+    )
 
 
 if __name__ == "__main__":
