@@ -15,7 +15,7 @@ import pytest
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import Job, align_recipe, same_weights
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 STEPS = 80
 LONG = 600  # longer than Slurm takes to notice anything
