@@ -44,7 +44,7 @@ go_on_after() {
     read -r code state reason < "$EIM_OUTCOME_FILE"
     case $state:$reason in
         finished:*) return ;;
-        stopped:*/STOP | stopped:stop_after*) fail "$TRY_LATER" "$piece was stopped by ${reason#the }; submit again to go on" ;;
+        stopped:*/STOP | stopped:stop_after*) fail "$TRY_LATER" "$piece was stopped by $reason; submit again to go on" ;;
         stopped:SIG*) EXCUSED=1 ;; # the ranks had the signal, not this script
         failed:*) [[ $code = "$USER_ERROR" ]] && fail "$USER_ERROR" "$reason" ;;
     esac
