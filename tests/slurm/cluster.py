@@ -288,7 +288,9 @@ class Cluster:
             )
 
     def _kill(self, name: str) -> None:
-        process = self._processes.pop(name)
+        process = self._processes.pop(name, None)
+        if process is None:
+            return
         # Process 1 of its process ids is among them, and with that one all that lives inside dies.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -72,7 +72,7 @@ def whole_cluster(cluster: Cluster) -> Iterator[None]:
     """Every node works again after each test."""
     yield
     for name in cluster.names:
-        if cluster.state(name) != "idle":
+        if cluster.state(name) not in ("idle", "comp"):
             cluster.revive(name)
 
 
