@@ -17,7 +17,7 @@ from tests.slurm.jobs import Job, align_recipe, same_weights
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
-STEPS = 80
+STEPS = 120
 LONG = 600  # longer than Slurm takes to notice anything
 SIGNAL = "--signal=B:USR1@60"  # Slurm looks every 30 s, so it comes 60 to 90 s before the limit
 CHECKPOINTS = "runs/tiny/st_align/checkpoints"
