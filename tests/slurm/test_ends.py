@@ -67,7 +67,7 @@ def failed(job: Job, code: int, reason: str) -> None:
 
 def test_a_recipe_that_is_wrong_ends_the_job_at_once(stage: Stage) -> None:
     job = stage.job(FINISHED, "st_align.lr=fast")
-    failed(job, 2, "st_align.lr=fast")
+    failed(job, 2, "st_align.lr: Value 'fast'")
     assert job.attempt == 0
 
 
