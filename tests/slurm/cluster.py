@@ -262,9 +262,10 @@ class Cluster:
     def _start(self) -> None:
         spaces = ["--mount", "--net", "--uts", "--ipc", "--pid", "--propagation", "private"]
         head = _HEAD.format(folder=self.folder, network=NETWORK)
+        # Ends with this process, however that ends.
+        unshare = ("setpriv", "--pdeathsig", "KILL", "unshare", *spaces, "--fork", "--kill-child")
         self._processes["head"] = self._spawn(
-            "head",
-            ["unshare", *spaces, "--fork", "--kill-child", "--mount-proc", "bash", "-c", head],
+            "head", [*unshare, "--mount-proc", "bash", "-c", head]
         )
         self.wait_for("the head", (self.folder / "ready").exists)
         for name in self.names:
