@@ -7,12 +7,13 @@
 # The job's own exit code is 0 only when all is finished, so that no dependent job starts too soon.
 
 STOPPING=   # why this attempt is to stop
-PREEMPTED=0 # the nodes are wanted for another job
+EXCUSED=0   # what ended this attempt is no fault of the job
 CODE=0      # of the piece that ended last
+DONE=       # pieces that need not be started
 
 heed_signals() {
     trap 'ask_for_a_stop "the time of this allocation is nearly up"' USR1
-    trap 'PREEMPTED=1; ask_for_a_stop "Slurm wants the nodes"' TERM
+    trap 'EXCUSED=1; ask_for_a_stop "Slurm wants the nodes"' TERM
 }
 
 # The ranks see the file. Where there is none yet, nothing is started any more.
@@ -43,22 +44,27 @@ go_on_after() {
     read -r code state reason < "$EIM_OUTCOME_FILE"
     case $state:$reason in
         finished:*) return ;;
-        stopped:*/STOP | stopped:stop_after*) fail "$TRY_LATER" "$piece was stopped by ${reason#the }; submit again to go on" ;;
-        stopped:SIG*) PREEMPTED=1 ;; # the ranks had the signal, not this script
+        stopped:*/STOP | stopped:stop_after*) fail "$TRY_LATER" "$piece was stopped by $reason; submit again to go on" ;;
+        stopped:SIG*) EXCUSED=1 ;; # the ranks had the signal, not this script
         failed:*) [[ $code = "$USER_ERROR" ]] && fail "$USER_ERROR" "$reason" ;;
     esac
     requeue "$piece $state: $reason"
 }
 
-# Ends this attempt; the job starts again, where it was. One that is cancelled must end, though.
+# Ends this attempt; the job starts again, where it was. Where Slurm has ended it already, because
+# somebody cancelled it or a node is lost, that is Slurm's to decide.
 requeue() {
-    [[ $(scontrol -o show job "$SLURM_JOB_ID") = *JobState=CANCELLED* ]] && fail "$TRY_LATER" "cancelled; $1"
+    case $(scontrol -o show job "$SLURM_JOB_ID") in
+        *Reason=TimeLimit*) ;;
+        *JobState=COMPLETING* | *JobState=CANCELLED*) say "Slurm ends this attempt: $1" && exit "$TRY_LATER" ;;
+    esac
     how_far
     got_further || the_cluster_failed ||
         fail 1 "$1; nothing was done since the last start, so it is not tried again"
     (($(failures) <= MAX_RESTARTS)) || fail 1 "$1; MAX_RESTARTS=$MAX_RESTARTS is reached"
     say "requeued: $1"
-    insist scontrol requeue "$SLURM_JOB_ID" && sleep 600 # Slurm ends this script here
+    trap - USR1 TERM
+    insist scontrol requeue "$SLURM_JOB_ID" && sleep 600 && exit "$TRY_LATER" # Slurm ends us here
     fail "$TRY_LATER" "$1; scontrol requeue failed, submit again to go on"
 }
 
@@ -66,7 +72,7 @@ got_further() { ((STEPS > FIRST_STEP)) || [[ $DONE != "$FIRST_DONE" ]]; }
 
 # Preempted, or a node is lost, which the ranks may notice long before Slurm does.
 the_cluster_failed() {
-    ((PREEMPTED)) && return
+    ((EXCUSED)) && return
     [[ -n $STOPPING ]] && return 1
     ! timeout 60 srun --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 true
 }

@@ -8,7 +8,6 @@
 begin() {
     RANKS_PER_NODE=${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-0}}
     ((RANKS_PER_NODE > 0)) || RANKS_PER_NODE=${CPU_RANKS_PER_NODE:-1}
-    DONE=
     use_container
     [[ $STAGE_SHARDS = 1 ]] && ARGUMENTS=("data.stage=$SCRATCH/eim-shards-$UID" "${ARGUMENTS[@]}")
     [[ $DRY_RUN = 1 ]] && return
