@@ -7,22 +7,20 @@ import pytest
 
 from pipeline.checkpoint_files import checkpoints, fault_in
 from tests.slurm.cluster import Cluster
-from tests.slurm.test_jobs import ended, log_of, recipe, submit
+from tests.slurm.jobs import Job, align_recipe
 
 pytestmark = pytest.mark.slurm
 
-__all__ = ["recipe"]
+STEPS = 40
 
 
 def test_a_ghost_that_comes_back_with_its_network_writes_nothing(
-    cluster: Cluster, recipe: list[str], tmp_path: Path
+    cluster: Cluster, tmp_path: Path
 ) -> None:
+    recipe = align_recipe(tmp_path, STEPS, st_align__checkpoint_every=2)
+    job = Job.submit(cluster, "phase.sh", recipe, f"runs={tmp_path}/runs", PIECES="st_align")
+    job.wait_for_step(3)
     run = tmp_path / "runs" / "tiny"
-    steps = ["encoder_adapt.epochs=16", "encoder_adapt.checkpoint_every=2"]
-    flags = ("--nodes=1", f"--output={tmp_path}/job.out")
-    job = submit(cluster, "phase.sh", *recipe, *steps, flags=flags, PIECES="encoder_adapt")
-    saved = run / "encoder_adapt" / "checkpoints"
-    cluster.wait_for("a checkpoint", lambda: bool(checkpoints(saved)), 120)
     (claim,) = (run / ".owner").glob("*.json")
     ghost = json.loads(claim.read_text())
     node, pid = ghost["host"], str(ghost["pid"])
@@ -30,17 +28,16 @@ def test_a_ghost_that_comes_back_with_its_network_writes_nothing(
     cluster.run("kill", "-STOP", pid, on=node)
     cluster.link(node, "down")
     try:
-        cluster.wait_for("the new owner", lambda: not claim.exists(), 120)
+        job.wait_for("a new owner", lambda: not claim.exists())
         cluster.run("kill", "-CONT", pid, on=node)
-        said = f"was taken over by job {job}, restart 1"
-        log = tmp_path / "job.out"
-        cluster.wait_for("the ghost's end", lambda: said in log.read_text(), 60)
+        job.wait_for_words(f"{run} was taken over by job {job.number}, restart 1")
     finally:
         cluster.link(node, "up")
-    fields = ended(cluster, job)
-    assert fields["JobState"] == "COMPLETED" and fields["BatchHost"] != node, log_of(fields)
-    summary = json.loads((run / "encoder_adapt" / "summary.json").read_text())
-    assert (summary["state"], summary["steps"]) == ("finished", 64)
-    assert all(fault_in(each) is None for each in checkpoints(saved))
-    assert not list(run.rglob("damaged-*"))
+    job.succeeded()
+    assert job.fields["BatchHost"] != node
+    summary = json.loads((run / "st_align" / "summary.json").read_text())
+    assert (summary["state"], summary["steps"]) == ("finished", STEPS)
+    left = checkpoints(run / "st_align" / "checkpoints")
+    assert left and all(fault_in(each) is None for each in left)
+    assert not list(run.rglob("damaged-*")) and not list(run.rglob(".writing-*"))
     cluster.wait_for("the node", lambda: cluster.run("sinfo", "-hn", node, "-o%t") == "idle\n")
