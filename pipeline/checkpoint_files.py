@@ -43,9 +43,13 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
-def writing_path(folder: Path, step: int) -> Path:
-    """The folder in which a checkpoint comes together."""
-    return folder / f".writing-step-{step:06d}"
+def writing_path(folder: Path, step: int, owner: int = 0) -> Path:
+    """The folder in which a checkpoint comes together.
+
+    owner: number of the attempt's claim on the run's folder, so that no late file of an older
+    attempt gets in.
+    """
+    return folder / f".writing-step-{step:06d}-{owner}"
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -19,3 +19,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint or an export cannot be used: incomplete, of another recipe, of other weights."""
+
+
+class OwnerError(UserError):
+    """A folder is another job's: it is being written, or was taken over."""

@@ -6,8 +6,10 @@ lie and which one a user means stands in `exports.py`. Knows no phase, no model,
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,15 +34,19 @@ def save_export(
     progress: Progress,
     details: Mapping[str, Any],
     config: Config,
+    *,
+    guard: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes an export folder by rename; call on one rank only.
 
     tensors: by exported name. details: the recipe's fingerprint and what the next reader wants.
-    config: the recipe that made it, kept beside the tensors. Size and hash of the weights are
-    noted for `check_weights`.
+    config: the recipe that made it, kept beside the tensors. guard: called before the folder
+    appears, to raise where it must not. Size and hash of the weights are noted for `check_weights`.
     """
-    writing = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(writing, ignore_errors=True)
+    for left in folder.parent.glob(f".writing-{folder.name}-*"):  # by a killed run
+        shutil.rmtree(left, ignore_errors=True)
+    # A name of its own: an older attempt, cut off, may still be writing.
+    writing = folder.with_name(f".writing-{folder.name}-{socket.gethostname()}-{os.getpid()}")
     writing.mkdir(parents=True)
     save_file({name: each.contiguous() for name, each in tensors.items()}, writing / WEIGHTS)
     save_recipe(config, writing / RECIPE)
@@ -48,6 +54,7 @@ def save_export(
     write_json(writing / DETAILS, written)
     for path in (*writing.iterdir(), writing):
         sync(path)
+    guard()
     if folder.exists():
         shutil.rmtree(folder)
     writing.rename(folder)

@@ -41,17 +41,19 @@ class Presence:
         """What comes now (building, exporting, scoring) has no steps and takes its time."""
         self.step, self.keys, self.steady = 0, (), False
 
-    def obey(self, file: Path) -> bool:
+    def obey(self, file: Path, *, own: bool = False) -> bool:
         """From now on a stop is asked for by making `file`; True where an old one was removed.
 
-        One that lies there already asked an earlier start.
+        One that lies there already asked an earlier start. own: the file is of this start alone,
+        so one that lies there asked this start while it was on its way.
         """
         if file in self._files:
             return False
         self._files.append(file)
-        old = file.exists()
+        if own or not file.exists():
+            return False
         file.unlink(missing_ok=True)
-        return old
+        return True
 
     def stop_asked(self) -> str | None:
         """Who asks this rank for a stop; looks for the files, at most once a second."""

@@ -18,6 +18,7 @@ class Progress:
     texts_cut: int = 0
     steps_skipped: int = 0
     io_retries: int = 0  # reads that were tried again, by all ranks
+    shards_unstaged: int = 0  # by a process, since no copy could be made (data.stage)
     worker_restarts: int = 0  # loading processes that died, and were started again
     seconds: float = 0.0
     train_loss: float | None = None

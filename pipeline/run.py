@@ -19,6 +19,7 @@ from pipeline.assemble import check_adapters
 from pipeline.callbacks.board import show_results
 from pipeline.callbacks.stop_after import stop_after_reached
 from pipeline.checkpoint import newest_checkpoint
+from pipeline.checkpoint_files import clear_unfinished
 from pipeline.checkpoint_state import identity_in, read_state
 from pipeline.config import Config, PhaseConfig
 from pipeline.dist import World, from_main, on_main, wait_for_all
@@ -27,6 +28,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.export_files import ExportTensors, check_weights, read_export
 from pipeline.exports import DETAILS, is_export
 from pipeline.identity import Identity, differences, told
+from pipeline.ownership import Ownership, owning
 from pipeline.phases import as_baseline, predecessor, segments
 from pipeline.progress import Progress
 from pipeline.provenance import identity_of_phase
@@ -56,13 +58,21 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     """Brings one phase to its export. Every rank calls it.
 
     Returns True when the export is there and what follows may start, False when the run was stopped
-    (the same command goes on). Raises UserError for what the user can mend.
+    (the same command goes on). Raises UserError for what the user can mend, also where another job
+    writes into the run's folder.
     """
     config = effective(config)
     phase: PhaseConfig = getattr(config, name)
     if not phase.enabled:
         log.info("%-13s is off in this recipe (%s.enabled=false)", name, name)
         return True
+    with owning(Path(config.runs) / config.name, world) as owner:
+        return _run_owned(config, name, owner, world)
+
+
+def _run_owned(config: Config, name: str, owner: Ownership, world: World) -> bool:
+    """`run_phase` in a run's folder that is ours."""
+    phase: PhaseConfig = getattr(config, name)
     split = open_training(config)
     start = start_of(config, name, world)
     identity = identity_of_phase(config, name, world)
@@ -78,6 +88,7 @@ def run_phase(config: Config, name: str, world: World) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         save_recipe(config, folder.parent / "config.yaml")
         save_recipe(config, folder / "config.yaml")
+        clear_unfinished(folder / "checkpoints")  # an older attempt can complete none from now on
     wait_for_all(world)
     plan_steps = math.ceil(split.records / phase.global_batch)
     stretches = segments(config, name, plan_steps)
@@ -94,8 +105,10 @@ def run_phase(config: Config, name: str, world: World) -> bool:
             progress, tensors = Progress(**kept), ExportTensors(target)
             continue
         progress.updates = 0
-        runner = SegmentRun(config, name, segment, stretches[-1].stop, folder, identity, world)
-        with noting_a_stop(folder, name, progress, world):
+        runner = SegmentRun(
+            config, name, segment, stretches[-1].stop, folder, identity, owner, world
+        )
+        with noting_a_stop(folder, name, progress, owner, world):
             stop_if_asked(world)
             done, progress, tensors = runner.train(tensors, progress, target, budget)
         budget = None if budget is None else budget - runner.steps
@@ -103,6 +116,7 @@ def run_phase(config: Config, name: str, world: World) -> bool:
         if done and segment is not stretches[-1] and budget == 0:
             reason = stop_after_reached(phase.stop_after or 0)
         if reason is not None or segment is stretches[-1]:
+            owner.check()
             summarise(folder, phase, progress, reason, runner.ran, world)
         if reason is not None:
             return False

@@ -28,10 +28,11 @@ from pipeline.checkpoint_files import (
     writing_path,
 )
 from pipeline.config import CheckpointsConfig
-from pipeline.dist import agree_any, from_main, gather_json, wait_for_all
+from pipeline.dist import agree_any, gather_json, on_main, wait_for_all
 from pipeline.durable import existing
 from pipeline.engine import Engine
 from pipeline.identity import Identity
+from pipeline.ownership import Ownership
 from pipeline.progress import Progress
 from pipeline.retention import Retention
 from pipeline.staging import choose_place, fresh, staging_places
@@ -73,9 +74,15 @@ class Saver:
         *,
         settings: CheckpointsConfig,
         retention: Retention,
+        owner: Ownership,
     ) -> None:
-        """folder: of the checkpoints. Clears what a killed run has left there and in staging."""
+        """folder: of the checkpoints, in what is the owner's.
+
+        Clears what a killed run has left there and in staging. Raises as `begin`.
+        """
+        owner.check()
         self._folder, self._engine, self._identity = folder, engine, identity
+        self.owner = owner
         self._retention, self._world = retention, engine.world
         self._places = staging_places(settings, folder)
         self._pending: _Pending | None = None
@@ -95,12 +102,14 @@ class Saver:
     def begin(self, progress: Progress) -> Saved | None:
         """Writes a checkpoint to staging and leaves the rest to threads.
 
-        Returns how it ended where it has already failed. None may be under way.
+        Returns how it ended where it has already failed. None may be under way. Raises OwnerError
+        on all ranks where another attempt has taken over.
         """
         assert self._pending is None, "one checkpoint at a time"
+        self.owner.check()
         world, staging = self._world, self._staging()
         self._pending = _Pending(progress.step, staging, time.perf_counter())
-        writing = writing_path(self._folder, progress.step)
+        writing = self._writing(progress.step)
         # Folders first: DeepSpeed has to be entered by all ranks or by none.
         for work in (
             lambda: self._prepare(staging, writing),
@@ -115,14 +124,15 @@ class Saver:
     def advance(self) -> Saved | None:
         """Takes the next step of a checkpoint under way; call when no rank is `busy`.
 
-        Returns how it ended, or None while there is more to do, or nothing.
+        Returns how it ended, or None while there is more to do, or nothing. Raises as `begin`.
         """
         pending = self._pending
         if pending is None:
             return None
-        moved, failure = self._outcome(pending.work)
         if pending.moved:
-            return self._end([from_main(failure, self._world)])
+            _, failure = on_main(lambda: self._outcome(pending.work), self._world)
+            return self._end([failure])
+        moved, failure = self._outcome(pending.work)
         listed = {name: asdict(each) for name, each in (moved or {}).items()}
         found = gather_json([failure, listed], self._world)
         if any(failure for failure, _ in found):
@@ -156,8 +166,15 @@ class Saver:
             clear_unfinished(self._folder)
             writing.mkdir(parents=True)
 
+    def _writing(self, step: int) -> Path:
+        return writing_path(self._folder, step, self.owner.number)
+
     def _complete(self, step: int, files: dict[str, StoredFile]) -> None:
-        complete(writing_path(self._folder, step), path_of(self._folder, step), files)
+        # A newer attempt that comes between this look and the rename clears what we have written
+        # before it chooses a checkpoint, and the rename fails.
+        self.owner.guard()
+        complete(self._writing(step), path_of(self._folder, step), files)
+        self.owner.guard()
         remove_outdated(self._folder, step, self._retention)
 
     def _outcome(self, work: Future[Any] | None) -> tuple[Any, str | None]:

@@ -34,6 +34,7 @@ from pipeline.export_files import ExportTensors, save_export
 from pipeline.identity import Identity
 from pipeline.models.families import added_by, is_added
 from pipeline.models.lora import is_adapter
+from pipeline.ownership import Ownership
 from pipeline.phases import Segment, learning_rate
 from pipeline.progress import Progress
 from pipeline.resume import load_checkpoint
@@ -57,11 +58,13 @@ class SegmentRun:
         total: int,
         folder: Path,
         identity: Identity,
+        owner: Ownership,
         world: World,
     ) -> None:
         self.config, self.name, self.segment, self.total = config, name, segment, total
         self.phase: PhaseConfig = getattr(config, name)
         self.folder, self.identity, self.world = folder, identity, world
+        self.owner = owner
         self.precision = resolve_precision(config.precision, world.device)
         self.stop_reason: str | None = None
         self.trained_parameters = 0
@@ -190,6 +193,7 @@ class SegmentRun:
             self.identity,
             settings=self.config.checkpoints,
             retention=retention_of(self.phase),
+            owner=self.owner,
         )
 
     def _max_bad_records(self, setup: Setup) -> Callable[[int], float]:
@@ -202,6 +206,7 @@ class SegmentRun:
     ) -> Mapping[str, Tensor]:
         """What trained, laid over what was taken over. A text tower ends with its phase."""
         trained = setup.engine.trained_tensors(setup.blend)
+        self.owner.check()
         if self.world.is_main:
             contrastive = isinstance(self.phase, EncoderAdaptConfig)
             tensors = {
@@ -218,7 +223,8 @@ class SegmentRun:
                 "ran": self.ran,
                 "data": {"records": split.records, "fingerprint": split.fingerprint},
             }
-            save_export(target, tensors, progress, details, self.config)
+            guard = self.owner.guard
+            save_export(target, tensors, progress, details, self.config, guard=guard)
             log.info("%-13s export %s", self.name, target)
         wait_for_all(self.world)
         return ExportTensors(target)

@@ -6,7 +6,8 @@ Shared by training and evaluation. Assumes shards that exist; builds readers, op
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,9 +18,11 @@ from pipeline.data.joined import JoinedManifests
 from pipeline.data.loader import DecodedImages, ImageSource, Share, StepDataset
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.mixture import Mixture
+from pipeline.data.places import below, training_places
 from pipeline.data.plan import Plan
 from pipeline.data.reader import ShardReader
 from pipeline.data.remote import is_remote
+from pipeline.data.stage import Stage
 from pipeline.dist import World
 from pipeline.errors import ConfigError
 from pipeline.models.encoder import Clip, Transform
@@ -70,9 +73,10 @@ class Split:
     def reader(self) -> ShardReader:
         """A fresh reader."""
         # A step touches a shard of every set in every lane, and two where one ends.
+        stage = Stage(Path(self.data.stage).expanduser()) if self.data.stage else None
         touched = 2 * self.data.lanes * len(self.manifests)
         return ShardReader(
-            JoinedManifests(self.manifests),
+            JoinedManifests([replace(each, stage=stage) for each in self.manifests]),
             max_pixels=self.data.max_pixels,
             max_image_bytes=self.data.max_image_bytes,
             open_shards=min(touched, _MOST_OPEN_SHARDS),
@@ -117,7 +121,7 @@ def open_split(config: Config, name: str) -> Split:
             "data.shards is empty: name the folder that stages/prepare.py wrote, e.g. "
             "data.shards=/data/coco; a mixture needs it too, for validation and test"
         )
-    return Split(data, (load_manifest(_below(data.shards, name), cache_of(data)),))
+    return Split(data, (load_manifest(below(data.shards, name), cache_of(data)),))
 
 
 def open_training(config: Config) -> Split:
@@ -126,10 +130,9 @@ def open_training(config: Config) -> Split:
     if not data.mix:
         return open_split(config, data.train_split)
     cache = cache_of(data)
-    places = [_below(each.shards, each.split or data.train_split) for each in data.mix]
     split = Split(
         data,
-        manifests=tuple(load_manifest(place, cache) for place in places),
+        manifests=tuple(load_manifest(place, cache) for place in training_places(data)),
         weights=tuple(each.weight for each in data.mix),
         names=tuple(each.label for each in data.mix),
     )
@@ -140,10 +143,6 @@ def open_training(config: Config) -> Split:
                 f"{manifest.place}; raise it, or leave the set out"
             )
     return split
-
-
-def _below(place: str, name: str) -> str:
-    return f"{place.rstrip('/')}/{name}"
 
 
 def _check_cache(data: DataConfig, manifests: Sequence[Manifest], lanes: int) -> None:

@@ -17,17 +17,20 @@ from pipeline import dist
 from pipeline.config import Config
 from pipeline.determinism import make_deterministic
 from pipeline.errors import ConfigError, UserError
+from pipeline.outcome import FAILED, FINISHED, STOPPED, note_outcome
 from pipeline.recipe import load_recipe
-from pipeline.stopping import STOP_FILE, Stopped
+from pipeline.stopping import OWN_STOP_FILE, STOP_FILE, Stopped
 from pipeline.watch.causes import BUG, USER_ERROR, WELL
 from pipeline.watch.watcher import Watch, leave
 
 log = logging.getLogger("pipeline")
 
+AS_THE_RECIPE_ASKS = "stop_after"
+
 # Long enough for the launcher to end the other ranks once rank 0 has left with an error.
 _PATIENCE_SECONDS = 4.0
 
-Body = Callable[[Config, dist.World], None]
+Body = Callable[[Config, dist.World], bool | None]  # False: stopped half-way
 Explain = Callable[[Config, dist.World], str]
 
 
@@ -70,22 +73,36 @@ def run_stage(
         if isinstance(error, UserError):
             leave_with_user_error(error, rank)
         traceback.print_exc()
+        note_outcome(FAILED, f"rank {rank}: {type(error).__name__}: {error}", BUG)
         leave(BUG)
 
 
 def run_body(body: Body, config: Config, world: dist.World) -> None:
     """The stage's work, or as much of it as there is time for until a stop is asked for."""
-    stop = Path(config.runs) / config.name / STOP_FILE
-    if world.is_main and world.presence.obey(stop):
-        log.info("%-13s %s: it was there already, and is removed", "start", stop)
+    if world.is_main:
+        obey_files(config, world)
+    state, why = FINISHED, ""
     try:
-        body(config, world)
+        if body(config, world) is False:
+            state, why = STOPPED, world.presence.asked or AS_THE_RECIPE_ASKS
     except Stopped as asked:
+        state, why = STOPPED, str(asked)
         log.info(
             "%-13s %s; what is done is kept, nothing half-made is left, the same command goes on",
             "stopped",
             asked,
         )
+    if world.is_main:
+        note_outcome(state, why)
+
+
+def obey_files(config: Config, world: dist.World) -> None:
+    """From now on this rank looks for the files that ask for a stop: the run's, the job's."""
+    stop = Path(config.runs) / config.name / STOP_FILE
+    if world.presence.obey(stop):
+        log.info("%-13s %s: it was there already, and is removed", "start", stop)
+    if own := os.environ.get(OWN_STOP_FILE):
+        world.presence.obey(Path(own), own=True)
 
 
 def say_plan(explain: Explain | None, config: Config) -> None:
@@ -118,7 +135,9 @@ def leave_with_user_error(error: UserError, rank: int) -> None:
     if rank != 0:
         time.sleep(_PATIENCE_SECONDS)
     where = "" if rank == 0 else f"rank {rank}: "
-    sys.stderr.write(f"error: {where}{' '.join(str(error).split())}\n")
+    line = where + " ".join(str(error).split())
+    sys.stderr.write(f"error: {line}\n")
+    note_outcome(FAILED, line, USER_ERROR)
     leave(USER_ERROR)
 
 

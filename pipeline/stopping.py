@@ -15,6 +15,9 @@ T = TypeVar("T")
 # In the run's folder; an old one is removed by the next start.
 STOP_FILE = "STOP"
 
+# A variable with the path of a stop file that is of one start alone: a job script's.
+OWN_STOP_FILE = "EIM_STOP_FILE"
+
 
 class Stopped(Exception):  # noqa: N818 - not an error
     """A stop was asked for; the message says by whom. What is done is kept by who catches it."""
@@ -26,7 +29,9 @@ def agreed_stop(world: World) -> str | None:
     if not agree_any(asked is not None, world):
         return None
     wishes: list[str | None] = gather_json(asked, world)
-    return next(each for each in wishes if each is not None)
+    agreed = next(each for each in wishes if each is not None)
+    world.presence.asked = agreed
+    return agreed
 
 
 def stop_if_asked(world: World) -> None:

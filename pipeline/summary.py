@@ -12,6 +12,7 @@ from pipeline.config import PhaseConfig
 from pipeline.dist import World
 from pipeline.durable import write_json
 from pipeline.export_files import read_export
+from pipeline.ownership import Ownership
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped
 
@@ -46,6 +47,7 @@ def summarise(
         "records_skipped": progress.records_skipped,
         "texts_cut": progress.texts_cut,
         "io_retries": progress.io_retries,
+        "shards_unstaged": progress.shards_unstaged,
         "worker_restarts": progress.worker_restarts,
         "seconds": round(progress.seconds, 2),
         "train_loss_end": progress.train_loss,
@@ -90,7 +92,9 @@ def _written(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def noting_a_stop(folder: Path, name: str, progress: Progress, world: World) -> Iterator[None]:
+def noting_a_stop(
+    folder: Path, name: str, progress: Progress, owner: Ownership, world: World
+) -> Iterator[None]:
     """A stop while a segment is built leaves its reason in the summary; what else is there stays.
 
     progress: of the phase, where no earlier start has left a summary.
@@ -98,6 +102,7 @@ def noting_a_stop(folder: Path, name: str, progress: Progress, world: World) -> 
     try:
         yield
     except Stopped as asked:
+        owner.check()
         if world.is_main:
             path = folder / SUMMARY
             summary = _written(path) or {"phase": name, "steps": progress.step}

@@ -157,11 +157,13 @@ class Trainer:
             slots,
             waited,
             loaded.io_retries,
+            loaded.unstaged,
             loaded.worker_restarts,
         ]
         summed = sum_over_ranks(local, self.world)
-        fatal, records, faults, cut, tokens, slots, waited, retries, restarts = summed
+        fatal, records, faults, cut, tokens, slots, waited, retries, unstaged, restarts = summed
         self.progress.io_retries += int(retries)
+        self.progress.shards_unstaged += int(unstaged)
         self.progress.worker_restarts += int(restarts)
         if fatal or faults:
             self._count_faults(loaded)

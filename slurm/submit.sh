@@ -13,7 +13,7 @@ ids=()
 for piece in "${PHASES[@]}" "evaluate report"; do
     name=${piece%% *}
     nodes=NODES_$name time=TIME_$name
-    NODES=${!nodes:-$NODES} TIME=${!time:-$TIME} mapfile -t command < <(sbatch_command)
+    mapfile -t command < <(NODES=${!nodes:-$NODES} TIME=${!time:-$TIME} sbatch_command)
     command+=(--parsable "--job-name=eim-$name" --kill-on-invalid-dep=yes)
     [[ -n $before ]] && command+=("--dependency=afterok:$before")
     if [[ $DRY_RUN = 1 ]]; then

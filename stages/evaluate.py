@@ -18,17 +18,19 @@ from pipeline.evaluation.mme_runner import answer_mme
 from pipeline.evaluation.questions import answer_questions
 from pipeline.evaluation.runner import evaluate
 from pipeline.explain.stages import explain_evaluate
+from pipeline.exports import RECIPE
 from pipeline.prerequisites import ensure
+from pipeline.recipe import save_recipe
 from pipeline.run import effective
 from pipeline.stage import run_stage
 from pipeline.talks import MME
 from pipeline.tasks import QUESTIONS, scored
 
 
-def main(config: Config, world: World) -> None:
-    """What every rank does."""
+def main(config: Config, world: World) -> bool:
+    """What every rank does; False: a phase was stopped, and the same command goes on."""
     if not ensure(config, world, until="evaluate"):
-        return
+        return False
     config = effective(config)
     answer = {QUESTIONS: answer_questions, MME: answer_mme}.get(scored(config).data.task)
     if answer is not None:
@@ -36,11 +38,14 @@ def main(config: Config, world: World) -> None:
         if world.is_main:
             print(result["table"])
             print(f"answers, metrics and report.html to look at: {output_folder(config)}")
-        return
-    result = evaluate(config, world)
+    else:
+        result = evaluate(config, world)
+        if world.is_main:
+            tell_scores(result)
+            print(f"predictions, metrics and report.html to look at: {output_folder(config)}")
     if world.is_main:
-        tell_scores(result)
-        print(f"predictions, metrics and report.html to look at: {output_folder(config)}")
+        save_recipe(config, output_folder(config) / RECIPE)
+    return True
 
 
 def tell_scores(result: dict[str, Any]) -> None:

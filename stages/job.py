@@ -1,16 +1,12 @@
-"""What job scripts ask (slurm/common.sh): how far a run is, are its shards whole, are nodes well.
+"""What job scripts ask (slurm/common.sh): are a run's shards whole.
 
-python stages/job.py status PIECE [recipe=NAME] ...     run folder, steps done, finished or stopped
 python stages/job.py shards [recipe=NAME] ...           are all shards there, by size
-python stages/job.py health FOLDER GPUS TIME SCRATCH [recipe=NAME] ...    this node, into FOLDER
-python stages/job.py meet SECONDS                       on all ranks: do they reach one another
 """
 
 import sys
-from pathlib import Path
 
 from pipeline.errors import ConfigError, UserError
-from pipeline.job import health, meet, shards_line, status
+from pipeline.job import shards_line
 from pipeline.recipe import load_recipe
 from pipeline.stage import leave_with_user_error
 
@@ -18,17 +14,9 @@ from pipeline.stage import leave_with_user_error
 def main(arguments: list[str]) -> str:
     """The answer, one line."""
     match arguments:
-        case ["status", piece, *recipe]:
-            return status(piece, load_recipe(recipe))
         case ["shards", *recipe]:
             return shards_line(load_recipe(recipe))
-        case ["health", folder, gpus, now, scratch, *recipe]:
-            config = load_recipe(recipe)
-            node = {"gpus": int(gpus), "now": float(now), "scratch": Path(scratch)}
-            return health(Path(folder), config, **node)
-        case ["meet", seconds, *_]:
-            return meet(float(seconds))
-    raise ConfigError(f"{' '.join(arguments) or 'no question'}: ask status, shards, health or meet")
+    raise ConfigError(f"{' '.join(arguments) or 'no question'}: ask shards")
 
 
 if __name__ == "__main__":

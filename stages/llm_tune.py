@@ -17,10 +17,9 @@ from pipeline.run import run_phase
 from pipeline.stage import run_stage
 
 
-def main(config: Config, world: World) -> None:
-    """What every rank does."""
-    if ensure(config, world, until="llm_tune"):
-        run_phase(config, "llm_tune", world)
+def main(config: Config, world: World) -> bool:
+    """What every rank does; False: something was stopped, and the same command goes on."""
+    return ensure(config, world, until="llm_tune") and run_phase(config, "llm_tune", world)
 
 
 if __name__ == "__main__":

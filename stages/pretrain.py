@@ -13,10 +13,9 @@ from pipeline.pretrain import pretrain
 from pipeline.stage import run_stage
 
 
-def main(config: Config, world: World) -> None:
-    """What every rank does."""
-    if ensure(config, world, until="pretrain"):
-        pretrain(config, world)
+def main(config: Config, world: World) -> bool:
+    """What every rank does; False: something was stopped, and the same command goes on."""
+    return ensure(config, world, until="pretrain") and pretrain(config, world)
 
 
 if __name__ == "__main__":

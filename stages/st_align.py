@@ -17,10 +17,9 @@ from pipeline.run import run_phase
 from pipeline.stage import run_stage
 
 
-def main(config: Config, world: World) -> None:
-    """What every rank does."""
-    if ensure(config, world, until="st_align"):
-        run_phase(config, "st_align", world)
+def main(config: Config, world: World) -> bool:
+    """What every rank does; False: something was stopped, and the same command goes on."""
+    return ensure(config, world, until="st_align") and run_phase(config, "st_align", world)
 
 
 if __name__ == "__main__":

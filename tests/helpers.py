@@ -23,9 +23,12 @@ SYSTEM_PACKAGES = {
     "java": "default-jre-headless",
     "make": "make",
     "munged": "munge",
+    "pdsh": "pdsh",
     "shellcheck": "shellcheck",
     "slurmctld": "slurm-wlm",
     "slurmd": "slurm-wlm",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
 }
 
 

@@ -20,6 +20,7 @@ PIPELINE = REPOSITORY / "pipeline"
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors",),
     1: (
+        "attempts",
         "config",
         "ds_config",
         "durable",
@@ -27,7 +28,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "export_files",
         "hashes",
         "malloc",
+        "outcome",
         "overrides",
+        "ownership",
         "pages",
         "presence",
         "progress",
@@ -74,7 +77,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
     7: ("trainer", "callbacks", "splits", "provenance", "assemble"),
     8: ("evaluation", "chat", "interchange", "conversion", "model_card"),
     9: (
+        "health",
         "job",
+        "pieces",
         "setup",
         "explain",
         "segment",

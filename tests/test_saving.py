@@ -8,16 +8,20 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pipeline.checkpoint_files import checkpoints, fault_in
+from pipeline.attempts import Attempt
+from pipeline.checkpoint_files import checkpoints, fault_in, writing_path
 from pipeline.config import CheckpointsConfig
 from pipeline.dist import World
+from pipeline.errors import OwnerError
 from pipeline.identity import Identity
+from pipeline.ownership import Claim, Ownership
 from pipeline.progress import Progress
 from pipeline.retention import Retention
 from pipeline.saving import Saved, Saver
@@ -37,10 +41,15 @@ class Engine:
         (folder / "engine" / "states.pt").write_bytes(os.urandom(1000))
 
 
-def saver(folder: Path) -> Saver:
+def saver(folder: Path, owner: Ownership | None = None) -> Saver:
     engine: Any = Engine()
     return Saver(
-        folder, engine, IDENTITY, settings=CheckpointsConfig(), retention=Retention(last=2, every=4)
+        folder,
+        engine,
+        IDENTITY,
+        settings=CheckpointsConfig(),
+        retention=Retention(last=2, every=4),
+        owner=owner or Ownership(Engine.world),
     )
 
 
@@ -96,7 +105,7 @@ def test_what_a_killed_run_left_is_cleared_and_the_older_one_stays(tmp_path: Pat
     killed.begin(Progress(2))
     while killed.busy:
         pass
-    assert (tmp_path / ".writing-step-000002").is_dir()
+    assert writing_path(tmp_path, 2).is_dir()
     saver(tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["step-000001"]
 
@@ -126,3 +135,18 @@ def test_a_bug_in_the_thread_is_not_taken_for_a_full_disk(
     one = saver(tmp_path)
     with pytest.raises(KeyError, match="a bug"):
         write(one, 1)
+
+
+def test_a_ghost_completes_no_checkpoint_and_clears_none(tmp_path: Path) -> None:
+    job = Attempt.of({"SLURM_JOB_ID": "1"})
+    claim = Claim(tmp_path, job)
+    owner = Ownership(Engine.world, claim, claim.take())
+    ghost = saver(tmp_path / "checkpoints", owner)
+    write(ghost, 1)
+    ghost.begin(Progress(2))
+    Claim(tmp_path, replace(job, restart=1)).take()
+    with pytest.raises(OwnerError, match="taken over by job 1, restart 1"):
+        ghost.finish()
+    with pytest.raises(OwnerError):
+        saver(tmp_path / "checkpoints", owner)  # it would clear what the other one writes
+    assert [each.name for each in checkpoints(tmp_path / "checkpoints")] == ["step-000001"]

@@ -157,3 +157,37 @@ def test_sets_of_one_name_can_be_told_apart() -> None:
     mix = "[{shards: /x/a/, name: left},{shards: 's3://y/a'}]"
     config = load_recipe(["recipe=quickstart", f"data.mix={mix}"])
     assert [each.label for each in config.data.mix] == ["left", "a"]
+
+
+def shards_of_an_epoch(split: Split) -> set[int]:
+    """Of a mixture with weights below one some are left out."""
+    plan = split.plan(8, seed=3)
+    return {int(each) for k in range(plan.steps_per_epoch) for each in plan.step(0, k)[:, 0]}
+
+
+def test_a_staged_mixture_is_the_same_and_only_what_was_read_is_copied(
+    folder: Path, tmp_path: Path
+) -> None:
+    plain, stage = open_training(recipe(folder)), tmp_path / "stage"
+    staged = open_training(recipe(folder, stage=str(stage)))
+    assert staged.fingerprint == plain.fingerprint
+
+    def copies() -> list[str]:
+        return [each.name for each in stage.glob("*.tar")]
+
+    for steps in ((0, 1), (0, plain.plan(8, seed=3).steps_per_epoch)):
+        assert contents(steps_of(staged, *steps)) == contents(steps_of(plain, *steps))
+        if steps == (0, 1):
+            assert 0 < len(copies()) < plain.shards
+    assert len(copies()) == len(shards_of_an_epoch(plain))
+
+
+def test_shards_that_find_no_room_on_the_stage_are_counted_once(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    staged = open_training(recipe(folder, stage=f"{tmp_path}/file/stage"))
+    epoch = staged.plan(8, seed=3).steps_per_epoch
+    found = steps_of(staged, 0, epoch)
+    assert sum(each.unstaged for each in found) == len(shards_of_an_epoch(staged))
+    assert contents(found) == contents(steps_of(open_training(recipe(folder)), 0, epoch))

@@ -60,3 +60,10 @@ def test_a_file_asks_once_and_an_old_one_is_removed(tmp_path: Path) -> None:
     assert not presence.obey(file) and file.exists()  # the next phase of the same start
     time.sleep(1.05)
     assert presence.stop_asked() == f"the file {file}"
+
+
+def test_a_file_of_this_start_counts_although_it_was_there_first(tmp_path: Path) -> None:
+    file, presence = tmp_path / "stop", Presence()
+    file.touch()
+    assert not presence.obey(file, own=True) and file.exists()
+    assert presence.stop_asked() == f"the file {file}"

@@ -49,9 +49,15 @@ class Checkpointer:
         self._saved_at = trainer.progress.step
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
-        """Saves at multiples of the interval and on request; sees to the one under way."""
+        """Saves at multiples of the interval and on request; sees to the one under way.
+
+        Raises OwnerError where another attempt has taken over.
+        """
         wanted = self._request.seen() and not self._asked
-        asked, busy = sum_over_ranks([wanted, self._saver.busy], trainer.world)
+        mine = [wanted, self._saver.busy, self._saver.owner.lost]
+        asked, busy, lost = sum_over_ranks(mine, trainer.world)
+        if lost:
+            self._saver.owner.check()
         if not busy:
             self._tell(self._saver.advance(), trainer)
         due = self._settles if trainer.finished else record.step % self._every == 0

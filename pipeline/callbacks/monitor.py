@@ -112,6 +112,7 @@ class Monitor:
             "data/records_skipped": skipped,
             "data/texts_cut": trainer.progress.texts_cut,
             "data/io_retries": trainer.progress.io_retries,
+            "data/shards_unstaged": trainer.progress.shards_unstaged,
             "data/worker_restarts": trainer.progress.worker_restarts,
             "memory/process_peak_gib": memory[0],
             "memory/gpu_peak_gib": memory[1],
@@ -124,7 +125,7 @@ class Monitor:
         left = timedelta(seconds=round(elapsed / len(window) * (self._total - last.step)))
         log.info(
             "%-13s step %*d/%d  eta %s  loss %.4f  %6.1f samples/s  %8.0f tokens/s  "
-            "data wait %2.0f %%%s%s%s",
+            "data wait %2.0f %%%s%s%s%s",
             self._name,
             len(str(self._total)),
             last.step,
@@ -136,6 +137,7 @@ class Monitor:
             100 * wait / elapsed,
             _said("skipped", skipped),
             _said("io retries", trainer.progress.io_retries),
+            _said("shards unstaged", trainer.progress.shards_unstaged),
             _said("workers restarted", trainer.progress.worker_restarts),
         )
         return scalars

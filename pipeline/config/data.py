@@ -67,6 +67,9 @@ class DataConfig(RemoteConfig):
     task: str = one_of("captions", *TASKS)
     shards: str = path()  # folder, or http(s):// or s3:// URL, with a sub-folder for each split
     mix: list[MixConfig] = field(default_factory=list)  # trained on instead of shards' train_split
+    # a folder of each node's own disk, to which a shard is copied when the node first reads it;
+    # null = shards are read where they lie
+    stage: str | None = path(None)
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"

@@ -24,6 +24,10 @@ class Shards(Protocol):
     def retried(self) -> int:
         """How often this process asked a server again."""
 
+    @property
+    def unstaged(self) -> int:
+        """How many shards this process could not copy to the stage."""
+
     def where(self, shard: int) -> str:
         """The path or URL of a shard, for messages."""
 
@@ -55,6 +59,12 @@ class JoinedManifests:
         """How often this process asked a server again; sets may share a cache."""
         caches = {id(each.cache): each.retried for each in self._manifests}
         return sum(caches.values())
+
+    @property
+    def unstaged(self) -> int:
+        """How many shards this process could not copy to the stage; sets may share one."""
+        stages = {id(each.stage): each.unstaged for each in self._manifests}
+        return sum(stages.values())
 
     def where(self, shard: int) -> str:
         """The path or URL of a shard, for messages."""

@@ -54,6 +54,7 @@ class RankStep:
     fatal: str | None = None
     by_set: dict[str, int] = field(default_factory=dict)  # records of all ranks; for a mixture
     io_retries: int = 0  # reads that a disk or a server had to be asked for again
+    unstaged: int = 0  # shards that could not be copied to the stage, since the step before
     worker_restarts: int = 0  # before this step came
 
 
@@ -87,7 +88,7 @@ class StepDataset(Dataset[RankStep]):
         epoch, k = divmod(step, self.plan.steps_per_epoch)
         items = self.plan.step(epoch, k)
         loaded = RankStep(step, [])
-        retried = self.reader.retried
+        retried, unstaged = self.reader.retried, self.reader.unstaged
         if self.sets:
             counts = self.plan.records_by_set(items)
             loaded.by_set = dict(zip(self.sets, counts, strict=True))
@@ -106,6 +107,7 @@ class StepDataset(Dataset[RankStep]):
         except DataError as error:
             loaded.fatal = self.said(step, error)
         loaded.io_retries = self.reader.retried - retried
+        loaded.unstaged = self.reader.unstaged - unstaged
         return loaded
 
     def said(self, step: int, error: DataError) -> str:

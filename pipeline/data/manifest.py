@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.data.cache import ShardCache
 from pipeline.data.files import atomic_file
 from pipeline.data.remote import checked_place, is_remote
+from pipeline.data.stage import Stage
 from pipeline.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
@@ -45,6 +46,7 @@ class Manifest:
     at: str | None = None  # folder or URL where the shards lie; None: beside the manifest
     home: str | None = None  # URL of the manifest's own folder where that is remote
     cache: ShardCache = field(default_factory=ShardCache, compare=False)
+    stage: Stage | None = field(default=None, compare=False)  # where local shards are copied to
 
     @property
     def records(self) -> int:
@@ -73,6 +75,11 @@ class Manifest:
         return len(self.cache.retried)
 
     @property
+    def unstaged(self) -> int:
+        """How many shards this process could not copy to the stage."""
+        return 0 if self.stage is None else len(self.stage.refused)
+
+    @property
     def place(self) -> str:
         """Where the manifest lies, for messages."""
         return self.home or str(self.folder)
@@ -84,14 +91,16 @@ class Manifest:
         return f"{remote}/{name}" if remote else str(self.folder / (self.at or "") / name)
 
     def path(self, shard: int) -> Path:
-        """Return the local path of a shard by its number; a remote one is fetched whole.
+        """Return the local path of a shard by its number; a remote one is fetched whole, another
+        is copied where there is a stage.
 
         Raises:
             DataError: it cannot be fetched (see `ShardCache.fetch`, also for how long it stays).
         """
+        entry, where = self.shards[shard], Path(self.where(shard))
         if self._remote is None:
-            return Path(self.where(shard))
-        entry = self.shards[shard]
+            stage = self.stage
+            return stage.copy_of(where, size=entry.bytes, sha256=entry.sha256) if stage else where
         return self.cache.fetch(self.where(shard), size=entry.bytes, sha256=entry.sha256)
 
     def index_where(self, shard: int) -> str:

@@ -93,6 +93,11 @@ class ShardReader:
         """How often this process had to ask a disk or a server again."""
         return self.patience.retried + self.manifest.retried
 
+    @property
+    def unstaged(self) -> int:
+        """How many shards this process reads where they lie, although there is a stage."""
+        return self.manifest.unstaged
+
     def close(self) -> None:
         """Close all files; the reader can still be used, and opens them again."""
         self._files.close()

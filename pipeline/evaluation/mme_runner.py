@@ -19,10 +19,12 @@ from pipeline.data.collate import LanguageBatch, to_device
 from pipeline.data.conversation_rows import OPTIONS
 from pipeline.data.loader import Pass
 from pipeline.dist import World, gather_json, on_main
+from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.loading import Scoring, open_for_scoring
 from pipeline.evaluation.mme_files import GENERATED, LIKELIHOOD
 from pipeline.evaluation.mme_results import write_mme
 from pipeline.objectives import outputs_of
+from pipeline.ownership import Ownership, owning
 from pipeline.validation import skipped_over_ranks
 
 log = logging.getLogger("pipeline")
@@ -36,8 +38,14 @@ def answer_mme(config: Config, world: World) -> dict[str, Any]:
     Raises:
         ConfigError: no phase is finished.
         DataError: no question could be read.
+        OwnerError: another job writes into the results' folder.
         Stopped: a stop was asked for meanwhile.
     """
+    with owning(output_folder(config), world) as owner:
+        return _answer_mme(config, owner, world)
+
+
+def _answer_mme(config: Config, owner: Ownership, world: World) -> dict[str, Any]:
     began = time.perf_counter()
     scoring = open_for_scoring(config, world, "images of MME")
     asked = scoring.rows("none")
@@ -49,6 +57,7 @@ def answer_mme(config: Config, world: World) -> dict[str, Any]:
         "skipped": dict(skipped_over_ranks(asked.faults, world)),
     }
     said = {GENERATED: generated, LIKELIHOOD: likelier}
+    owner.check()
     result: dict[str, Any] = on_main(lambda: write_mme(scoring, said, measured), world)
     log.info("evaluate      took %.0f s", time.perf_counter() - began)
     return result

@@ -11,8 +11,10 @@ from pipeline.answering import Answers, choose_options, generate_answers
 from pipeline.config import Config
 from pipeline.data.loader import Pass
 from pipeline.dist import World, on_main
+from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.loading import Scoring, open_for_scoring
 from pipeline.evaluation.question_results import write_answers
+from pipeline.ownership import Ownership, owning
 from pipeline.tasks import check_answering, scored, way_of_answering
 from pipeline.validation import skipped_over_ranks
 
@@ -28,7 +30,13 @@ def answer_questions(config: Config, world: World) -> dict[str, Any]:
         ConfigError: no phase is finished, or the format explains before it answers and options are
             to be compared.
         DataError: two records are the same question.
+        OwnerError: another job writes into the results' folder.
     """
+    with owning(output_folder(config), world) as owner:
+        return _answer_questions(config, owner, world)
+
+
+def _answer_questions(config: Config, owner: Ownership, world: World) -> dict[str, Any]:
     check_answering(scored(config))
     began = time.perf_counter()
     log.info("evaluate      answers: %s", way_of_answering(scored(config)))
@@ -41,6 +49,7 @@ def answer_questions(config: Config, world: World) -> dict[str, Any]:
         "loss": scoring.loss,
         "skipped": dict(skipped_over_ranks(asked.faults, world)),
     }
+    owner.check()
     result: dict[str, Any] = on_main(lambda: write_answers(scoring, answers, measured), world)
     log.info("evaluate      %s", answers.cost)
     log.info("evaluate      took %.0f s", time.perf_counter() - began)

@@ -13,11 +13,13 @@ from pipeline.config import Config
 from pipeline.data.loader import Pass
 from pipeline.dist import World, from_main, gather_json
 from pipeline.evaluation.captions import check_metrics
+from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.loading import Scoring, open_for_scoring
 from pipeline.evaluation.results import announce_spice, write_results
 from pipeline.evaluation.retrieval import recall_at_k
 from pipeline.export_files import ExportTensors, read_export
 from pipeline.objectives import ContrastiveTask
+from pipeline.ownership import Ownership, owning
 from pipeline.run import export_folder
 from pipeline.splits import pair_dataset, share_of
 from pipeline.tasks import CAPTIONS
@@ -29,8 +31,14 @@ log = logging.getLogger("pipeline")
 def evaluate(config: Config, world: World) -> dict[str, Any]:
     """Scores `evaluate.split` with the last phase's export; returns what metrics.json holds.
 
-    Every rank calls it. Raises ConfigError when no phase is finished or Java is missing.
+    Every rank calls it. Raises ConfigError when no phase is finished or Java is missing, OwnerError
+    where another job writes into the results' folder.
     """
+    with owning(output_folder(config), world) as owner:
+        return _evaluate(config, owner, world)
+
+
+def _evaluate(config: Config, owner: Ownership, world: World) -> dict[str, Any]:
     began = time.perf_counter()
     check_metrics(config.evaluate.metrics)
     announce_spice(config.evaluate)
@@ -38,6 +46,7 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
     predictions, skipped = _captions(scoring)
     recall = _retrieval(scoring)
     result: dict[str, Any] = {}
+    owner.check()
     if world.is_main:
         measured = {
             "export": str(scoring.export),

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from typing import NoReturn
 
 from pipeline.dist import World, gather_json
+from pipeline.outcome import FAILED, note_outcome
 from pipeline.watch.causes import (
     SIGNALLED,
     Cause,
@@ -208,6 +209,7 @@ class Watch:
             sys.stderr.write(self._details)
         sys.stderr.write(cause.line() + "\n")
         sys.stderr.flush()
+        note_outcome(FAILED, cause.line().removeprefix("error: "), cause.code)
 
     def _kill(self, cause: Cause) -> None:
         """Ends a frozen rank of this node: a stopped process keeps its GPU for good."""

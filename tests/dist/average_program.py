@@ -22,6 +22,7 @@ from pipeline import dist
 from pipeline.config import CheckpointsConfig, PhaseConfig
 from pipeline.engine import Engine, StepResult, dtype_of
 from pipeline.identity import Identity
+from pipeline.ownership import Ownership
 from pipeline.phases import Group
 from pipeline.progress import Progress
 from pipeline.resume import load_checkpoint
@@ -110,7 +111,14 @@ def one(stage: int, precision: str, folder: Path, world: dist.World) -> dict[str
 def save(folder: Path, engine: Engine, progress: Progress) -> Path:
     """Writes a checkpoint and waits until it is complete."""
     settings, retention = CheckpointsConfig(), Retention(last=1)
-    saver = Saver(folder, engine, IDENTITY, settings=settings, retention=retention)
+    saver = Saver(
+        folder,
+        engine,
+        IDENTITY,
+        settings=settings,
+        retention=retention,
+        owner=Ownership(engine.world),
+    )
     saver.begin(progress)
     saved = saver.finish()
     assert saved is not None and saved.failure is None

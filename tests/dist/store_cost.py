@@ -18,6 +18,7 @@ from torch import nn
 from pipeline import dist
 from pipeline.config import CheckpointsConfig, PhaseConfig
 from pipeline.engine import Engine
+from pipeline.ownership import Ownership
 from pipeline.phases import Group
 from pipeline.progress import Progress
 from pipeline.retention import Retention
@@ -44,7 +45,9 @@ def measure(stage: int, width: int, layers: int, folder: Path, staging: str | No
     engine = Engine(module, groups, phase, name="cost", precision="fp32", world=world)
     settings, retention = CheckpointsConfig(staging=staging), Retention(last=2)
     place = folder / f"{stage}-{width}"
-    saver = Saver(place, engine, "f", settings=settings, retention=retention)
+    saver = Saver(
+        place, engine, "f", settings=settings, retention=retention, owner=Ownership(world)
+    )
     alone = [step(engine, width) for _ in range(6)][-3:]
     for number in (1, 2, 3):
         dist.wait_for_all(world)

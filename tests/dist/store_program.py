@@ -30,6 +30,7 @@ from pipeline.config import CheckpointsConfig, PhaseConfig
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError
 from pipeline.identity import Identity
+from pipeline.ownership import Ownership
 from pipeline.phases import Group
 from pipeline.prerequisites import make_shards
 from pipeline.pretrain import pretrain
@@ -161,7 +162,14 @@ def on_a_slow_disk(saver: Saver, engine: Engine, there: Path, last: bool) -> dic
 def saver_of(engine: Engine, there: Path, staging: Path) -> Saver:
     """Two checkpoints are kept."""
     settings = CheckpointsConfig(staging=str(staging))
-    return Saver(there, engine, IDENTITY, settings=settings, retention=Retention(last=2))
+    return Saver(
+        there,
+        engine,
+        IDENTITY,
+        settings=settings,
+        retention=Retention(last=2),
+        owner=Ownership(engine.world),
+    )
 
 
 def names(folder: Path) -> list[str]:

@@ -8,6 +8,7 @@ process. Needs root and Debian's slurm-wlm, munge, iproute2 and util-linux.
 """
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -184,6 +185,35 @@ class Cluster:
         command = ["nsenter", netns, *unshare, "--mount-proc", "bash", "-c", node]
         self._processes[name] = self._spawn(name, self.inside("head", *command))
 
+    def revive(self, name: str) -> None:
+        """Back to a node that Slurm gives jobs to, whatever happened to it."""
+        self.crash(name)
+        self.boot(name)
+        self.wait_for(f"{name} idle", lambda: self.state(name) == "idle")
+
+    def state(self, name: str) -> str:
+        """A node's state as sinfo has it; an asterisk means that it does not answer."""
+        return self.run("sinfo", "-h", "-n", name, "-p", "main", "-o", "%t").strip()
+
+    def kill_slurmd(self, name: str) -> None:
+        """Ends the daemon of a node and nothing else there."""
+        self.run("bash", "-c", f"kill -9 $(< {self.folder}/slurmd.{name}.pid)", on=name)
+
+    def slurmd_timeout(self, seconds: int) -> None:
+        """How long Slurm waits for a node that does not answer."""
+        path = self.folder / "slurm.conf"
+        path.write_text(re.sub(r"SlurmdTimeout=\d+", f"SlurmdTimeout={seconds}", path.read_text()))
+        self.run("scontrol", "reconfigure")
+
+    def restart_controller(self, seconds: float) -> None:
+        """Kills slurmctld, and starts it anew after that time with what it had saved."""
+        self.run("bash", "-c", f"kill -9 $(< {self.folder}/slurmctld.pid)")
+        time.sleep(seconds)
+        self._processes["controller"] = self._spawn(
+            "controller", self.inside("head", "slurmctld", "-D")
+        )
+        self.wait_for("the controller", lambda: self._idle() >= 0)
+
     def link(self, name: str, state: str) -> None:
         """Takes a node's network "down" or "up"."""
         self.run("ip", "link", "set", f"v-{name}", state)
@@ -232,9 +262,10 @@ class Cluster:
     def _start(self) -> None:
         spaces = ["--mount", "--net", "--uts", "--ipc", "--pid", "--propagation", "private"]
         head = _HEAD.format(folder=self.folder, network=NETWORK)
+        # Ends with this process, however that ends.
+        unshare = ("setpriv", "--pdeathsig", "KILL", "unshare", *spaces, "--fork", "--kill-child")
         self._processes["head"] = self._spawn(
-            "head",
-            ["unshare", *spaces, "--fork", "--kill-child", "--mount-proc", "bash", "-c", head],
+            "head", [*unshare, "--mount-proc", "bash", "-c", head]
         )
         self.wait_for("the head", (self.folder / "ready").exists)
         for name in self.names:
@@ -243,8 +274,8 @@ class Cluster:
 
     def _idle(self) -> int:
         with suppress(AssertionError):
-            return int(self.run("sinfo", "-h", "-t", "idle", "-o", "%D").strip() or 0)
-        return 0
+            return int(self.run("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D").strip() or 0)
+        return -1  # the controller does not answer
 
     def _spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         with (self.folder / "log" / f"{name}.log").open("ab") as log:
@@ -258,7 +289,9 @@ class Cluster:
             )
 
     def _kill(self, name: str) -> None:
-        process = self._processes.pop(name)
+        process = self._processes.pop(name, None)
+        if process is None:
+            return
         # Process 1 of its process ids is among them, and with that one all that lives inside dies.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The job scripts on a real Slurm: whole runs, and what happens when they are disturbed."""
+"""The job scripts on a real Slurm: whole runs, in one job and in several, under each launcher."""
 
 import json
 import os
@@ -7,42 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.index import load_index
+from pipeline.data.manifest import load_manifest
 from tests.helpers import REPOSITORY, require_system
 from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import Job, align_recipe
+from tests.small import build
 from tests.tiny import write_recipe
 
 pytestmark = pytest.mark.slurm
 
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
 JOBS = [each for each in SCRIPTS if "#SBATCH" in each.read_text()]
-ON_CPUS = {"GPUS_PER_NODE": "0", "HEALTH": "0", "EIM_THREADS": "1"}
-
-
-def submit(
-    cluster: Cluster, script: str, *arguments: str, flags: tuple[str, ...] = (), **env: str
-) -> str:
-    """The id of a job on CPU nodes."""
-    given = ("--parsable", "--gpus-per-node=0", *flags)
-    return cluster.run(
-        "sbatch", *given, f"slurm/{script}", *arguments, **{**ON_CPUS, **env}
-    ).strip()
-
-
-def ended(cluster: Cluster, job: str, seconds: float = 240) -> dict[str, str]:
-    """The job's fields once it is over."""
-    over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
-    cluster.wait_for(f"the end of job {job}", lambda: cluster.job(job)["JobState"] in over, seconds)
-    return cluster.job(job)
-
-
-def log_of(fields: dict[str, str]) -> str:
-    return Path(fields["StdOut"]).read_text(errors="replace")
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> list[str]:
-    """Arguments of a run that takes seconds."""
-    return [str(write_recipe(tmp_path, ds_config="zero3")), f"runs={tmp_path / 'runs'}"]
 
 
 def test_a_dry_run_says_what_would_run_and_needs_no_slurm() -> None:
@@ -75,16 +51,78 @@ def test_slurm_takes_every_script(cluster: Cluster, script: Path) -> None:
     cluster.run("sbatch", "--test-only", "--gpus-per-node=0", f"slurm/{script.name}")
 
 
-def test_a_whole_run_on_two_nodes(cluster: Cluster, recipe: list[str], tmp_path: Path) -> None:
-    flags = ("--nodes=2", f"--output={tmp_path}/job-%j.out")
-    fields = ended(cluster, submit(cluster, "train_clipcap.sh", *recipe, flags=flags))
-    log = log_of(fields)
-    assert fields["JobState"] == "COMPLETED", log[-3000:]
+def test_a_whole_run_on_two_nodes_which_is_not_done_twice(cluster: Cluster, tmp_path: Path) -> None:
+    arguments = [str(write_recipe(tmp_path)), f"runs={tmp_path}/runs"]
+    job = Job.submit(cluster, "train_clipcap.sh", *arguments, flags=("--nodes=2",))
+    job.succeeded()
+    run = tmp_path / "runs/tiny"
     for phase in ("encoder_adapt", "st_align", "llm_tune"):
-        summary = json.loads((tmp_path / "runs" / "tiny" / phase / "summary.json").read_text())
+        summary = json.loads((run / phase / "summary.json").read_text())
         assert summary["state"] == "finished" and summary["ranks"] == 2
-    assert (tmp_path / "runs" / "tiny" / "evaluate" / "test" / "metrics.json").is_file()
-    assert "finished: " in log.splitlines()[-1]
+    scores = run / "evaluate/test/metrics.json"
+    written = scores.stat().st_mtime_ns
+    assert "finished: " in job.last_line
+    again = Job.submit(cluster, "train_clipcap.sh", *arguments, flags=("--nodes=2",))
+    log = again.succeeded()
+    for piece in ("encoder_adapt", "st_align", "llm_tune", "evaluate"):
+        assert f"{piece} is done already" in log
+    assert scores.stat().st_mtime_ns == written
+
+
+def test_the_deepspeed_launcher_in_a_job(cluster: Cluster, tmp_path: Path) -> None:
+    arguments = [align_recipe(tmp_path, 4), f"runs={tmp_path}/runs"]
+    env = {"LAUNCHER": "deepspeed", "PIECES": "st_align"}
+    Job.submit(cluster, "phase.sh", *arguments, flags=("--nodes=2",), **env).succeeded()
+    summary = json.loads((tmp_path / "runs/tiny/st_align/summary.json").read_text())
+    assert summary["state"] == "finished" and summary["ranks"] == 2
+
+
+def test_corrupt_shards_end_the_job_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:
+    arguments = [align_recipe(tmp_path, 4), f"runs={tmp_path}/runs"]
+    damage_images(tmp_path / "data/train")
+    flags = ("--nodes=2",)
+    job = Job.submit(cluster, "phase.sh", *arguments, flags=flags, PIECES="st_align")
+    assert job.end() == "FAILED", job.log
+    assert job.fields["ExitCode"] == "2:0" and job.attempt == 0
+    for place in (job.last_line, job.comment):
+        assert "max_bad_fraction" in place, job.log[-3000:]
+
+
+def damage_images(split: Path) -> None:
+    """Zeros over every second image of a split."""
+    manifest = load_manifest(split)
+    for number in range(len(manifest.shards)):
+        index = load_index(manifest, number)
+        with manifest.path(number).open("r+b") as file:
+            for start, size in zip(index.image_offset[::2], index.image_size[::2], strict=True):
+                file.seek(int(start))
+                file.write(bytes(int(size)))
+
+
+def test_a_chain_starts_a_phase_when_the_one_before_is_finished_not_when_it_is_stopped(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    changes = {"encoder_adapt__enabled": False, "evaluate__metrics": [], "llm_tune__segments": []}
+    changes |= {"st_align__epochs": 100, "st_align__checkpoint_every": 50}
+    recipe = build(tmp_path, **changes)
+    chain = Job.submit_chain(cluster, str(recipe), f"runs={tmp_path}/runs")
+    _, align, tune, evaluate = chain
+    align.wait_for_step(3)
+    align.signal("USR1")
+    align.wait_for_attempt(1)
+    assert tune.fields["JobState"] == "PENDING" and tune.fields["Reason"] == "Dependency"
+    evaluate.succeeded()
+    assert [each.attempt for each in chain] == [0, 1, 0, 0]
+    assert (tmp_path / "runs/tiny/evaluate/test/metrics.json").is_file()
+
+
+def test_an_array_of_jobs_makes_the_shards(cluster: Cluster, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    job = Job.submit(cluster, "prepare.sh", str(recipe), flags=("--array=0-1",))
+    cluster.wait_for("both parts", lambda: not cluster.run("squeue", "-h", "-j", job.number), 120)
+    assert "COMPLETED" in {job.fields["JobState"]}, job.log
+    for split, records in (("train", 40), ("val", 10), ("test", 10)):
+        assert sum(load_manifest(tmp_path / "data" / split).sizes) == records
 
 
 def test_shellcheck_finds_nothing() -> None:

@@ -1,0 +1,99 @@
+#!/bin/bash
+# What follows from how a piece ended; a part of common.sh.
+#   finished   the next piece
+#   stopped    the job requeues itself and goes on; where the user asked for the stop, it ends
+#   failed     exit code 2 is the user's to mend and ends the job; anything else is tried again,
+#              while the run gets further, and MAX_RESTARTS times at most
+# The job's own exit code is 0 only when all is finished, so that no dependent job starts too soon.
+
+STOPPING=   # why this attempt is to stop
+EXCUSED=0   # what ended this attempt is no fault of the job
+CODE=0      # of the piece that ended last
+DONE=       # pieces that need not be started
+
+heed_signals() {
+    trap 'ask_for_a_stop "the time of this allocation is nearly up"' USR1
+    trap 'EXCUSED=1; ask_for_a_stop "Slurm wants the nodes"' TERM
+}
+
+# The ranks see the file. Where there is none yet, nothing is started any more.
+ask_for_a_stop() {
+    STOPPING=$1
+    say "$1: asking the ranks to stop"
+    [[ -z ${EIM_STOP_FILE:-} ]] || echo "$1" > "$EIM_STOP_FILE"
+}
+
+# RUN, STEPS and DONE: the run's folder, steps done in all phases, pieces that need not be started.
+how_far() {
+    local found
+    found=$("${INSIDE[@]}" "$PYTHON" stages/status.py "${ARGUMENTS[@]}" 2>&1) || fail $? "${found##*$'\n'}"
+    IFS=$'\t' read -r RUN STEPS DONE <<< "${found##*$'\n'}"
+}
+
+note_the_start() {
+    how_far
+    FIRST_STEP=$STEPS FIRST_DONE=$DONE
+}
+
+# Returns only when the next piece may start.
+go_on_after() {
+    local piece=$1 code state reason
+    [[ $DRY_RUN = 1 ]] && return
+    # Killed before it could say why.
+    [[ -s $EIM_OUTCOME_FILE ]] || echo "$CODE failed exit code $CODE and no word" > "$EIM_OUTCOME_FILE"
+    read -r code state reason < "$EIM_OUTCOME_FILE"
+    case $state:$reason in
+        finished:*) return ;;
+        stopped:*/STOP | stopped:stop_after*) fail "$TRY_LATER" "$piece was stopped by $reason; submit again to go on" ;;
+        stopped:SIG*) EXCUSED=1 ;; # the ranks had the signal, not this script
+        failed:*) [[ $code = "$USER_ERROR" ]] && fail "$USER_ERROR" "$reason" ;;
+    esac
+    requeue "$piece $state: $reason"
+}
+
+# Ends this attempt; the job starts again, where it was. Where Slurm has ended it already, because
+# somebody cancelled it or a node is lost, that is Slurm's to decide.
+requeue() {
+    case $(scontrol -o show job "$SLURM_JOB_ID") in
+        *Reason=TimeLimit*) ;;
+        *JobState=COMPLETING* | *JobState=CANCELLED*) say "Slurm ends this attempt: $1" && exit "$TRY_LATER" ;;
+    esac
+    how_far
+    got_further || the_cluster_failed ||
+        fail 1 "$1; nothing was done since the last start, so it is not tried again"
+    (($(failures) <= MAX_RESTARTS)) || fail 1 "$1; MAX_RESTARTS=$MAX_RESTARTS is reached"
+    say "requeued: $1"
+    trap - USR1 TERM
+    insist scontrol requeue "$SLURM_JOB_ID" && sleep 600 && exit "$TRY_LATER" # Slurm ends us here
+    fail "$TRY_LATER" "$1; scontrol requeue failed, submit again to go on"
+}
+
+got_further() { ((STEPS > FIRST_STEP)) || [[ $DONE != "$FIRST_DONE" ]]; }
+
+# Preempted, or a node is lost, which the ranks may notice long before Slurm does.
+the_cluster_failed() {
+    ((EXCUSED)) && return
+    [[ -n $STOPPING ]] && return 1
+    ! timeout 60 srun --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 true
+}
+
+# How many attempts of this job have failed; stops do not count.
+failures() { cat "$RUN/jobs/$SLURM_JOB_ID"/*/outcome 2> /dev/null | grep -c '^[0-9]* failed'; }
+
+# Slurm's controller may be restarting just now.
+insist() {
+    local try
+    for try in {1..30}; do
+        "$@" && return
+        sleep $((try < 10 ? 2 : 10))
+    done
+    return 1
+}
+
+# The job's end: the reason is the log's last line, and the job's comment.
+fail() {
+    local reason=${2#error: }
+    say "failed: $reason (exit code $1)"
+    [[ -n ${SLURM_JOB_ID:-} ]] && scontrol update JobId="$SLURM_JOB_ID" Comment="exit code $1: ${reason:0:500}" 2> /dev/null
+    exit "$1"
+}

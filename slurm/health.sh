@@ -1,0 +1,63 @@
+#!/bin/bash
+# Are the nodes of this job well? A part of common.sh. What is wrong with a node is found by
+# pipeline/health.py and lies in RUN/jobs/JOB/ATTEMPT/health/NODE.
+
+# Every node looks at itself, then all ranks meet once. A node that is ill or does not answer is
+# named and left out from now on: the job is requeued without it.
+check_health() {
+    # shellcheck disable=SC2153  # of launch.sh
+    local folder=$FOLDER/health nodes
+    nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    look_at_the_nodes "$folder"
+    leave_out_the_ill "$folder" "$nodes"
+    launch stages/health.py meet "$folder" "${nodes//$'\n'/,}" "$HEALTH_SECONDS"
+    [[ $CODE = 0 ]] && say "all nodes are well" && return
+    leave_out_the_ill "$folder" "$nodes"
+    requeue "the ranks do not reach one another"
+}
+
+# A quarter of the time for each of the four looks. One node's end must not end the others' looks,
+# and what hangs in the kernel outlives even KILL, hence three limits.
+look_at_the_nodes() {
+    local SRUN_OPTIONS=("${SRUN_OPTIONS[@]}" --kill-on-bad-exit=0 "--wait=$HEALTH_SECONDS" "--time=$((HEALTH_SECONDS / 60 + 2))")
+    on_nodes 1 timeout -k 5 "$HEALTH_SECONDS" "$PYTHON" stages/health.py look "$1" "$(gpus_expected)" "$SCRATCH" \
+        "$(((HEALTH_SECONDS + 3) / 4))" "${ARGUMENTS[@]}"
+}
+
+gpus_expected() { if [[ ${GPUS_PER_NODE:-} = 0 ]]; then echo 0; else echo "$RANKS_PER_NODE"; fi; }
+
+# Returns where all nodes that were heard of are well.
+leave_out_the_ill() {
+    local folder=$1 nodes=$2 node found ill=() why=
+    for node in $nodes; do
+        found="no answer within $HEALTH_SECONDS s"
+        [[ -s $folder/$node ]] && found=$(< "$folder/$node")
+        [[ $found = ok ]] && continue
+        say "$node is ill: $found"
+        ill+=("$node")
+        why+="${why:+; }$node: $found"
+    done
+    ((${#ill[@]} == 0)) && return
+    # No node was well, again: then it is not the nodes.
+    if ((${#ill[@]} == $(wc -w <<< "$nodes"))); then
+        [[ -e $RUN/jobs/$SLURM_JOB_ID/all-ill ]] && fail "$USER_ERROR" "two starts found no healthy node: $why"
+        touch "$RUN/jobs/$SLURM_JOB_ID/all-ill"
+    fi
+    requeue_without "$why" "${ill[@]}"
+}
+
+# The list of a running job cannot be changed, hence the small job that waits until this one is held.
+requeue_without() {
+    local why=$1 nodes before part=$SLURM_JOB_PARTITION account=${SLURM_JOB_ACCOUNT:-}
+    shift
+    ((ATTEMPT < MAX_RESTARTS)) || fail 1 "$why; MAX_RESTARTS=$MAX_RESTARTS is reached"
+    nodes=$(IFS=, && echo "$*")
+    before=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
+    [[ -z $before || $before = '(null)' ]] || nodes=$before,$nodes
+    say "requeued without $nodes"
+    scontrol update JobId="$SLURM_JOB_ID" Comment="left out: ${why:0:500}"
+    sbatch --partition="$part" ${account:+--account="$account"} --exclude="$nodes" slurm/release.sh "$SLURM_JOB_ID" "$nodes" ||
+        fail 1 "$why; no job can be started on the other nodes"
+    insist scontrol requeuehold "$SLURM_JOB_ID" && sleep 600
+    fail "$TRY_LATER" "$why; scontrol requeuehold failed"
+}
