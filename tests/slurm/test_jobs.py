@@ -15,7 +15,7 @@ from tests.slurm.jobs import Job, align_recipe
 from tests.small import build
 from tests.tiny import write_recipe
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
 JOBS = [each for each in SCRIPTS if "#SBATCH" in each.read_text()]
