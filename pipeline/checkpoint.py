@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.checkpoint_files import STATE, checkpoints, fault_in, set_aside, step_of
 from pipeline.checkpoint_state import state_of
-from pipeline.dist import World, from_main, gather_json, wait_for_all
+from pipeline.dist import World, from_main, gather_json, on_main, wait_for_all
 from pipeline.durable import write_json
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError
@@ -39,9 +39,10 @@ def write_checkpoint(folder: Path, engine: Engine, progress: Progress, identity:
 
 
 def newest_checkpoint(folder: Path, first: int, last: int) -> Path | None:
-    """The newest with first < step <= last whose files have their sizes; None if there is none.
+    """The newest with first < step <= last whose files have their sizes, and whose state.json is
+    what was written; None if there is none.
 
-    For a look at what would be resumed; `choose_checkpoint` reads the files too.
+    For a look at what would be resumed; `choose_checkpoint` reads all files.
     """
     usable = (each for each in _between(folder, first, last) if not fault_in(each, hashes=False))
     return next(usable, None)
@@ -52,7 +53,8 @@ def choose_checkpoint(folder: Path, first: int, last: int, world: World) -> Path
 
     Every rank calls it, checks sizes and SHA-256 of its own files, and gets the same answer. Those
     that are not good are named with the reason and, once an older one is found to be good, renamed
-    to damaged-step-NNNNNN. Raises CheckpointError when there are some and none of them is good.
+    to damaged-step-NNNNNN. Raises CheckpointError when there are some and none of them is good,
+    and when all lie beyond `last`, which a start at `first` would overtake.
     """
     names = from_main([each.name for each in _between(folder, first, last)], world)
     for number, name in enumerate(names):
@@ -68,7 +70,18 @@ def choose_checkpoint(folder: Path, first: int, last: int, world: World) -> Path
             f"none of the {len(names)} checkpoints in {folder} is good (the newest, {names[0]}: "
             f"see the line above); bring back good files, or delete {folder} to start again"
         )
+    on_main(lambda: refuse_beyond(folder, last), world)
     return None
+
+
+def refuse_beyond(folder: Path, last: int) -> None:
+    """Raises CheckpointError where the newest checkpoint lies beyond step `last`."""
+    for newest in checkpoints(folder)[-1:]:
+        if step_of(newest) > last:
+            raise CheckpointError(
+                f"{newest} lies beyond step {last}, the last to be trained now, and there is none "
+                f"before it; train for more steps, or delete {folder} to start again"
+            )
 
 
 def _between(folder: Path, first: int, last: int) -> list[Path]:

@@ -10,9 +10,12 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
+from pipeline.data.files import LASTING, Patience
 from pipeline.durable import sync, write_json
+from pipeline.errors import DataError
 from pipeline.retention import Retention
 
 MARK = "complete.json"
@@ -96,19 +99,25 @@ def fault_in(path: Path, share: tuple[int, int] = (0, 1), *, hashes: bool = True
     """What is wrong with a checkpoint: the file, what was expected and what is there; None if good.
 
     share: (rank, ranks) checks the files that this rank has written, or its share of them where
-    there were more ranks then. hashes: without, sizes alone are compared, which reads no file.
+    there were more ranks then. hashes: without, sizes alone are compared, and of STATE, which is
+    small, the hash. A read that fails is tried again before it counts: what is judged damaged is
+    set aside, and removed in the end.
     """
+    patience = Patience()
     try:
-        files = _read_mark(path / MARK)
-        for name, stored in files.items():
+        mark = patience(path / MARK, (path / MARK).read_bytes, lasting=LASTING)
+    except FileNotFoundError:
+        return f"{MARK} is missing (never completed, or of a version that kept no hashes)"
+    except (OSError, DataError) as error:
+        return str(error)
+    try:
+        for name, stored in _files_of(mark).items():
             if stored.rank % share[1] != share[0]:
                 continue
-            fault = _size_fault(path, name, stored)
-            if fault is None and hashes:
-                fault = _hash_fault(path, name, stored)
-            if fault is not None:
+            look = partial(_file_fault, path, name, stored, hashed=hashes or name == STATE)
+            if fault := patience(path / name, look, lasting=LASTING):
                 return fault
-    except OSError as error:
+    except (OSError, DataError) as error:
         return str(error)
     return None
 
@@ -136,19 +145,20 @@ def remove_outdated(folder: Path, newest: int, retention: Retention) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _read_mark(path: Path) -> dict[str, StoredFile]:
+def _files_of(content: bytes) -> dict[str, StoredFile]:
     """The files that a mark lists; raises OSError for a mark that cannot be what was written."""
     try:
-        mark = json.loads(path.read_bytes())
+        mark = json.loads(content)
         if mark["format"] != _FORMAT:
-            raise OSError(f"{path.name} is of format {mark['format']}, not {_FORMAT}")
+            raise OSError(f"{MARK} is of format {mark['format']}, not {_FORMAT}")
         return {name: StoredFile(**each) for name, each in mark["files"].items()}
-    except FileNotFoundError as error:
-        raise OSError(
-            f"{path.name} is missing (never completed, or of a version that kept no hashes)"
-        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OSError(f"{path.name} is damaged ({error})") from error
+        raise OSError(f"{MARK} is damaged ({error})") from error
+
+
+def _file_fault(folder: Path, name: str, stored: StoredFile, *, hashed: bool) -> str | None:
+    fault = _size_fault(folder, name, stored)
+    return _hash_fault(folder, name, stored) if fault is None and hashed else fault
 
 
 def _size_fault(folder: Path, name: str, stored: StoredFile) -> str | None:

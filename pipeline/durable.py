@@ -8,17 +8,24 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON by atomic rename."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: Path, value: Any, *, shared: bool = False) -> None:
+    """Writes JSON as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n", shared=shared)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text by atomic rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+def write_text(path: Path, text: str, *, shared: bool = False) -> None:
+    """Writes a text by atomic rename: after a power cut, too, it is the old one or the new one.
+
+    shared: other processes may write the same path at the same time; the last one counts.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex if shared else 'tmp'}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

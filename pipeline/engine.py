@@ -30,7 +30,7 @@ from pipeline.config import PhaseConfig
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.memory import checkpoint_bytes
-from pipeline.optimizer import adamw, masters, settings_of, what_trains
+from pipeline.optimizer import adamw, masters, settings_of, skip_what_is_not_finite, what_trains
 from pipeline.phases import Group, split_by_decay
 from pipeline.slices import Flat
 from pipeline.zero import full_size, join, quiet, writable
@@ -123,6 +123,8 @@ class Engine:
         join()
         with quiet():
             optimizer = adamw(self.groups, self._settings)
+            if self.stage == 0 and precision == "fp32":
+                skip_what_is_not_finite(optimizer)
             self._engine: Any = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )[0]
@@ -139,6 +141,7 @@ class Engine:
         self._average = MovingAverage(optimizer, phase.ema) if phase.ema else None
         stepped = self._engine.optimizer.param_groups
         self._masters = {} if self.stage else masters(stepped, self.groups)
+        self._settled: set[str] = set()  # parameters that hold what is exported, masters included
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A forward pass of the module."""
@@ -160,8 +163,12 @@ class Engine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradient of `loss`, a scalar whose sum over ranks and micro-batches is the
-        step's loss. DeepSpeed averages over ranks, hence the factor."""
-        self._engine.backward(loss * self.world.size, scale_wrt_gas=False)
+        step's loss. DeepSpeed averages over ranks, hence the factor.
+
+        An infinite loss may have finite gradients; NaN makes sure that its step is skipped.
+        """
+        factor = torch.where(loss.detach().isfinite(), float(self.world.size), math.nan)
+        self._engine.backward(loss * factor.to(loss.dtype), scale_wrt_gas=False)
 
     @property
     def scales_loss(self) -> bool:
@@ -186,8 +193,9 @@ class Engine:
                 "with their samples, are in skipped_steps.jsonl)"
             ) from error
         norm = self._engine.get_global_grad_norm()
+        skipped = int(self._engine.skipped_steps) > before
         value = math.nan if norm is None else float(norm)
-        return StepResult(value, skipped=int(self._engine.skipped_steps) > before)
+        return StepResult(value, skipped)
 
     def save(self, folder: Path) -> None:
         """Writes what trains and its optimizer state into `folder`, all ranks together.
@@ -249,6 +257,8 @@ class Engine:
             with writable([parameter]) as writes, torch.no_grad():
                 if writes:
                     parameter.copy_(value)
+            if self._masters.get(parameter) is parameter:
+                self._settled.add(name)
 
     def trained_tensors(self, blend: Blend = as_trained) -> dict[str, torch.Tensor]:
         """The trained parameters in float32 on the CPU of rank 0; empty on the other ranks.
@@ -259,8 +269,8 @@ class Engine:
         for name, parameter in self._trained:
             value = self._full(parameter)
             if self.world.is_main:
-                blended = blend(name, value).detach()
-                gathered[name] = blended.to("cpu", torch.float32).clone()
+                blended = value if name in self._settled else blend(name, value)
+                gathered[name] = blended.detach().to("cpu", torch.float32).clone()
         return gathered
 
     def _full(self, parameter: nn.Parameter) -> torch.Tensor:

@@ -4,6 +4,7 @@ Tensors are one safetensors file with everything that differs from the base weig
 lie and which one a user means stands in `exports.py`. Knows no phase, no model, no ranks.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -35,15 +36,17 @@ def save_export(
     """Writes an export folder by rename; call on one rank only.
 
     tensors: by exported name. details: the recipe's fingerprint and what the next reader wants.
-    config: the recipe that made it, kept beside the tensors.
+    config: the recipe that made it, kept beside the tensors. Size and hash of the weights are
+    noted for `check_weights`.
     """
     writing = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
     save_file({name: each.contiguous() for name, each in tensors.items()}, writing / WEIGHTS)
     save_recipe(config, writing / RECIPE)
-    write_json(writing / DETAILS, {**details, "progress": asdict(progress)})
-    for path in writing.iterdir():
+    written = {**details, "progress": asdict(progress), "weights": _measure(writing / WEIGHTS)}
+    write_json(writing / DETAILS, written)
+    for path in (*writing.iterdir(), writing):
         sync(path)
     if folder.exists():
         shutil.rmtree(folder)
@@ -63,6 +66,35 @@ def read_export(folder: Path) -> dict[str, Any] | None:
             f"{path} cannot be read ({error}); delete the folder, the phase makes it again"
         ) from error
     return loaded
+
+
+def check_weights(folder: Path) -> None:
+    """Raises CheckpointError where an export's weights are not what was written.
+
+    One that does not tell their size and hash, of an older version, passes.
+    """
+    expected, path = (read_export(folder) or {}).get("weights"), folder / WEIGHTS
+    if expected is None:
+        return
+    try:
+        found = _measure(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); check the disk") from error
+    if found != expected:
+        raise CheckpointError(
+            f"{path} is not what was written ({_said(found)}, not {_said(expected)}); bring back a "
+            f"good copy, or delete {folder.parent} and run the phase that makes it again"
+        )
+
+
+def _measure(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _said(measured: Mapping[str, Any]) -> str:
+    return f"{measured['bytes']:,} bytes with the SHA-256 {measured['sha256'][:12]}..."
 
 
 def check_has_st(folder: Path) -> None:

@@ -29,12 +29,11 @@ def content_hashes(path: Path, cache: Path, *, remember: bool = True) -> dict[st
     """A short hash of the bytes of each file of a folder, by name; of a file itself, by "".
 
     Hidden files and Markdown (a model's README) are no content. Weights of many GB are read once:
-    `cache` (JSON) remembers hashes by path, size and time; remember: whether new ones are written
-    to it. path: must exist.
+    `cache` (JSON, which runs share) remembers hashes by path, size and time; remember: whether new
+    ones are written to it. path: must exist.
     """
-    known: dict[str, str] = {}
-    if cache.is_file():
-        known = json.loads(cache.read_text(encoding="utf-8"))
+    known = _remembered(cache)
+    before = len(known)
     files = [path] if path.is_file() else sorted(filter(_is_content, path.iterdir()))
     hashes = {}
     for file in files:
@@ -44,10 +43,19 @@ def content_hashes(path: Path, cache: Path, *, remember: bool = True) -> dict[st
             with file.open("rb") as opened:
                 known[key] = hashlib.file_digest(opened, "sha256").hexdigest()
         hashes["" if file == path else file.name] = known[key][:16]
-    if remember:
+    if remember and len(known) > before:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache, known)
+        write_json(cache, known, shared=True)
     return hashes
+
+
+def _remembered(cache: Path) -> dict[str, str]:
+    """What a cache holds; nothing where it cannot be read, for all of it can be read anew."""
+    try:
+        known = json.loads(cache.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _is_content(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""AdamW over named groups of parameters: its settings, and what it trains. Knows no DeepSpeed."""
+"""AdamW over named groups of parameters: its settings, and what it trains. No DeepSpeed here."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +29,23 @@ def adamw(groups: Sequence[Group], settings: Sequence[dict[str, Any]]) -> torch.
     """The optimizer, with one param group for each of `groups`."""
     pairs = zip(groups, settings, strict=True)
     return torch.optim.AdamW([{"params": each.parameters, **own} for each, own in pairs])
+
+
+def skip_what_is_not_finite(optimizer: torch.optim.Optimizer) -> None:
+    """Makes a step whose gradients are not finite do nothing, and `optimizer.overflow` say so.
+
+    DeepSpeed's own optimizers do this; without ZeRO and in float32 it uses ours as it is, and only
+    reads `overflow`. The gradients are summed over the ranks by then, so all ranks find the same.
+    """
+
+    def check(optimizer: Any, *_: Any) -> None:
+        having = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        optimizer.overflow = not all(bool(each.grad.isfinite().all()) for each in having)
+        if optimizer.overflow:
+            for each in having:
+                each.grad = None
+
+    optimizer.register_step_pre_hook(check)
 
 
 def what_trains(

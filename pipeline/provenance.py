@@ -1,7 +1,9 @@
 """What the result of a phase depends on: its recipe's values that matter, its data, its weights.
 
 What is left out changes how fast or how closely watched a phase runs, or where its files lie, not
-what it learns. Reads manifests and hashes weights; trains nothing.
+what it learns. Local weights count by their content, an LLM of the hub by its commit, which the
+preflight has put into the hub's local cache; an image tower of the hub counts by its name alone,
+for its files are fetched later. Reads manifests and hashes weights; trains nothing.
 """
 
 from collections.abc import Mapping
@@ -9,6 +11,9 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from pipeline.checkpoint_state import identity_in
 from pipeline.config import Config, EncoderAdaptConfig, LLMTuneConfig, PhaseConfig
@@ -19,6 +24,7 @@ from pipeline.identity import Identity
 from pipeline.models.families import family, family_settings
 from pipeline.phases import predecessor
 from pipeline.splits import Split, open_training
+from pipeline.talks import TALKS
 from pipeline.tasks import QUESTIONS
 
 # Keys of a phase that change how fast or how closely watched it runs, not what it learns.
@@ -92,6 +98,8 @@ def _of_recipe(config: Config, cache: Path, *, language: bool, remember: bool) -
         "encoder.resize": encoder.resize,
         "data.lanes": config.data.lanes,
         "data.window": config.data.window,
+        "data.max_pixels": config.data.max_pixels,  # of a record that is used
+        "data.max_image_bytes": config.data.max_image_bytes,
     }
     if family(config.family).sees_images(config):
         folder = encoder.arch.removeprefix("local-dir:")
@@ -103,10 +111,15 @@ def _of_recipe(config: Config, cache: Path, *, language: bool, remember: bool) -
         return {**values, **(own if config.encoder_adapt.train == "adapters" else {})}
     if config.data.task == QUESTIONS:
         values |= _dotted("scienceqa", asdict(config.scienceqa))
+    if config.data.task in TALKS:
+        values |= _dotted("instruct", asdict(config.instruct))
+        if config.instruct.template == "tokenizer":  # which may leave the end of an answer to it
+            values["evaluate.stop"] = config.evaluate.stop
     return {
         **values,
         **own,
         **hashed("llm.path", config.llm.path),
+        **_commit("llm.path", config.llm.path),
         **_dotted("st", vars(config.st)),
         "family": config.family,
         "data.task": config.data.task,
@@ -124,6 +137,17 @@ def _contents(key: str, place: str, *, cache: Path, remember: bool) -> dict[str,
         return {key: place}
     hashes = content_hashes(Path(place), cache, remember=remember)
     return {f"{key}/{name}" if name else key: f"content {each}" for name, each in hashes.items()}
+
+
+def _commit(key: str, place: str) -> dict[str, str]:
+    """The commit that the hub's cache has of a transformers model; nothing for what is no name."""
+    if Path(place).exists():
+        return {}
+    try:
+        config = try_to_load_from_cache(place, "config.json")
+    except HFValidationError:
+        return {}
+    return {f"{key}/commit": Path(config).parent.name} if isinstance(config, str) else {}
 
 
 def _of_data(split: Split) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from pipeline.config import (
     task_defaults,
 )
 from pipeline.ds_config import check_ds_config, check_inference_config, check_unpartitioned
+from pipeline.durable import write_text
 from pipeline.errors import ConfigError
 from pipeline.exports import find_export, recipe_in
 from pipeline.overrides import dotlist_of, entries, expand, expand_paths, one_line, parse_overrides
@@ -85,9 +86,7 @@ def load_section(section: type[PrepareConfig], arguments: Sequence[str]) -> Prep
 
 def save_recipe(config: Config, path: Path) -> None:
     """Writes the resolved recipe as YAML, by atomic rename."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def validate(config: Config) -> None:

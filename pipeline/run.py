@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.assemble import check_adapters
+from pipeline.callbacks.board import show_results
 from pipeline.callbacks.stop_after import stop_after_reached
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.checkpoint_state import identity_in, read_state
@@ -23,13 +24,14 @@ from pipeline.config import Config, PhaseConfig
 from pipeline.dist import World, from_main, on_main, wait_for_all
 from pipeline.durable import write_json
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.export_files import ExportTensors, read_export
+from pipeline.export_files import ExportTensors, check_weights, read_export
 from pipeline.exports import DETAILS, is_export
 from pipeline.identity import Identity, differences, told
 from pipeline.phases import as_baseline, predecessor, segments
 from pipeline.progress import Progress
 from pipeline.provenance import identity_of_phase
 from pipeline.recipe import save_recipe
+from pipeline.recipe_values import unusual
 from pipeline.segment import SegmentRun
 from pipeline.splits import open_training
 from pipeline.stopping import STOP_FILE, stop_if_asked
@@ -79,7 +81,10 @@ def run_phase(config: Config, name: str, world: World) -> bool:
     wait_for_all(world)
     plan_steps = math.ceil(split.records / phase.global_batch)
     stretches = segments(config, name, plan_steps)
-    tensors: Mapping[str, Tensor] = {} if start is None else ExportTensors(start)
+    tensors: Mapping[str, Tensor] = {}
+    if start is not None:
+        on_main(partial(check_weights, start), world)
+        tensors = ExportTensors(start)
     progress = Progress()
     budget = phase.stop_after  # steps left to this start
     for segment in stretches:
@@ -101,6 +106,8 @@ def run_phase(config: Config, name: str, world: World) -> bool:
             summarise(folder, phase, progress, reason, runner.ran, world)
         if reason is not None:
             return False
+    if world.is_main:
+        show_results(folder.parent, name, unusual(config), progress.validation.get("end", {}))
     return True
 
 
@@ -202,11 +209,13 @@ def _already_done(
 def _finished_segment(export: Path, identity: Identity) -> dict[str, Any] | None:
     """The progress at the end of a segment that is done; None where it is not.
 
-    One of other values, which is gone on from knowingly, becomes one of ours that says so.
+    One of other values, which is gone on from knowingly, becomes one of ours that says so. Raises
+    CheckpointError for one whose weights are damaged.
     """
     found = read_export(export)
     if found is None:
         return None
+    check_weights(export)
     progress: dict[str, Any] = found["progress"]
     different = differences(identity_in(found), identity)
     if different:

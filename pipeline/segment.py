@@ -15,9 +15,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from pipeline.callbacks.board import FOLDER, Board
 from pipeline.callbacks.checkpoint import Checkpointer
 from pipeline.callbacks.evaluate import Evaluator
-from pipeline.callbacks.monitor import Board, Monitor
+from pipeline.callbacks.monitor import Monitor
 from pipeline.callbacks.requests import RequestFile
 from pipeline.callbacks.settle import Settle, settles
 from pipeline.callbacks.skips import SKIPPED_STEPS, Skips
@@ -87,7 +88,10 @@ class SegmentRun:
         progress = self._resume(setup, progress)
         resumed_at = progress.step
         self._announce(setup, progress)
-        board = Board(self.folder / "tensorboard", self.world, done=progress.step)
+        again = progress.validation_due or progress.step == self.segment.stop
+        board = Board(
+            self.folder / FOLDER, self.world, prefix=self.name, done=progress.step, again=again
+        )
         if progress.step == 0:
             board.text("recipe", f"```yaml\n{OmegaConf.to_yaml(self.config)}\n```", 0)
         trainer = Trainer(

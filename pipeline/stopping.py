@@ -7,7 +7,8 @@ by all ranks at the same places: between steps, between batches of a validation,
 from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
 
-from pipeline.dist import World, agree_any, gather_json
+from pipeline.dist import World, agree_any, gather_json, sum_over_ranks
+from pipeline.errors import DataError
 
 T = TypeVar("T")
 
@@ -41,13 +42,37 @@ def stop_if_asked(world: World) -> None:
 
 
 def stoppable(batches: Iterable[T], world: World) -> Iterator[T]:
-    """The same batches, of which all ranks have equally many; Stopped once a stop is asked for."""
+    """The same batches, of which all ranks have equally many.
+
+    Raises Stopped once a stop is asked for, and DataError where a rank's next batch could not be
+    had: both on all ranks.
+    """
     iterator = iter(batches)
-    for batch in iterator:
-        asked = agreed_stop(world)
-        if asked is not None:
+    while True:
+        batch, fault = _next(iterator)
+        if batch is None and fault is None:
+            return
+        asked, faulty = sum_over_ranks(
+            [world.presence.stop_asked() is not None, fault is not None], world
+        )
+        if asked or faulty:
             if isinstance(iterator, Generator):
                 iterator.close()  # ends its workers now, not whenever the exception is forgotten
-            raise Stopped(asked)
+            _raise_first(fault, world)
+            stop_if_asked(world)
+        assert batch is not None
         yield batch
         world.presence.beat()
+
+
+def _next(iterator: Iterator[T]) -> tuple[T | None, str | None]:
+    try:
+        return next(iterator, None), None
+    except DataError as error:
+        return None, str(error)
+
+
+def _raise_first(fault: str | None, world: World) -> None:
+    first = next((each for each in gather_json(fault, world) if each is not None), None)
+    if first is not None:
+        raise DataError(first)

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.callbacks.settle import exported
 from pipeline.config import PhaseConfig
@@ -72,15 +73,20 @@ def summarise(
 def complete_summary(folder: Path, phase: PhaseConfig, world: World) -> None:
     """Writes the summary of a finished phase that was killed between its export and that."""
     path = folder / SUMMARY
-    if not world.is_main or (path.is_file() and _state(path) == "finished"):
+    if not world.is_main or _written(path).get("state") == "finished":
         return
     found = read_export(folder / "export")
     assert found is not None
     summarise(folder, phase, Progress(**found["progress"]), None, found["ran"], world)
 
 
-def _state(path: Path) -> str:
-    return str(json.loads(path.read_text(encoding="utf-8"))["state"])
+def _written(path: Path) -> dict[str, Any]:
+    """The summary that an earlier start has left; empty where there is none that can be read."""
+    try:
+        written = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return written if isinstance(written, dict) else {}
 
 
 @contextlib.contextmanager
@@ -94,8 +100,6 @@ def noting_a_stop(folder: Path, name: str, progress: Progress, world: World) -> 
     except Stopped as asked:
         if world.is_main:
             path = folder / SUMMARY
-            summary = {"phase": name, "steps": progress.step}
-            if path.is_file():
-                summary = json.loads(path.read_text(encoding="utf-8"))
+            summary = _written(path) or {"phase": name, "steps": progress.step}
             write_json(path, {**summary, "state": "stopped", "reason": str(asked)})
         raise

@@ -1,7 +1,8 @@
 """Captions a split, or answers its questions, with the trained model and scores it, on all ranks.
 
-Leaves in runs/<name>/evaluate/<split>: metrics.json, samples.png, and predictions.jsonl of captions
-or results.json of answers. With task=mme, in .../evaluate/mme-test, the benchmark's result files.
+Leaves in runs/<name>/evaluate/<split>: report.html to look at, metrics.json, samples.jsonl (what
+each sample is worth), samples.png, and predictions.jsonl of captions or results.json of answers.
+With task=mme, in .../evaluate/mme-test, the benchmark's result files.
 Keys of `evaluate` may be given without its name.
 
     deepspeed stages/evaluate.py [recipe=NAME] [baseline=true] [split=test] [key=value ...]
@@ -12,9 +13,9 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.dist import World
+from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.mme_runner import answer_mme
 from pipeline.evaluation.questions import answer_questions
-from pipeline.evaluation.results import output_folder
 from pipeline.evaluation.runner import evaluate
 from pipeline.explain.stages import explain_evaluate
 from pipeline.exports import RECIPE
@@ -36,12 +37,12 @@ def main(config: Config, world: World) -> bool:
         result = answer(config, world)
         if world.is_main:
             print(result["table"])
-            print(f"answers, metrics and a sheet of samples: {output_folder(config)}")
+            print(f"answers, metrics and report.html to look at: {output_folder(config)}")
     else:
         result = evaluate(config, world)
         if world.is_main:
             tell_scores(result)
-            print(f"predictions, metrics and a sheet of samples: {output_folder(config)}")
+            print(f"predictions, metrics and report.html to look at: {output_folder(config)}")
     if world.is_main:
         save_recipe(config, output_folder(config) / RECIPE)
     return True

@@ -56,3 +56,13 @@ def test_when_none_is_good_the_run_does_not_start_from_scratch(tmp_path: Path) -
     for _ in range(2):  # nor at the second try
         with pytest.raises(CheckpointError, match="none of the 2 checkpoints in"):
             choose_checkpoint(tmp_path, 0, 9, ALONE)
+
+
+def test_a_run_of_fewer_steps_does_not_start_from_scratch_in_silence(tmp_path: Path) -> None:
+    put_checkpoint(tmp_path, 9)
+    with pytest.raises(CheckpointError, match=r"step-000009 lies beyond step 5") as caught:
+        choose_checkpoint(tmp_path, 0, 5, ALONE)
+    assert "\n" not in str(caught.value)
+    assert choose_checkpoint(tmp_path, 0, 9, ALONE) == tmp_path / "step-000009"
+    earlier = put_checkpoint(tmp_path, 3)
+    assert choose_checkpoint(tmp_path, 0, 5, ALONE) == earlier

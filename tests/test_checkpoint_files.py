@@ -1,15 +1,19 @@
 """A checkpoint counts only as it was written, to the bit."""
 
+import errno
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.checkpoint_files import (
     MARK,
+    STATE,
     checkpoints,
     complete,
     fault_in,
@@ -80,12 +84,34 @@ def test_the_ranks_check_their_own_files_and_together_all(tmp_path: Path) -> Non
     assert fault_in(path, (0, 1)) is not None
 
 
-def test_a_look_at_the_sizes_reads_no_file(tmp_path: Path) -> None:
+def test_a_look_at_the_sizes_reads_no_file_but_the_state(tmp_path: Path) -> None:
     path = put_checkpoint(tmp_path, 3)
     flip_one_bit(path / FILES[0][0])
     assert fault_in(path, hashes=False) is None
+    flip_one_bit(path / STATE)
+    assert (fault_in(path, hashes=False) or "").startswith(f"{STATE} has the SHA-256")
     truncate(path / FILES[0][0])
-    assert fault_in(path, hashes=False) is not None
+    assert (fault_in(path, hashes=False) or "").startswith(f"{FILES[0][0]} has")
+
+
+@pytest.mark.parametrize("name", [MARK, FILES[1][0]])
+@pytest.mark.parametrize("failures", [1, 99])
+def test_a_read_that_fails_is_tried_again_before_it_counts(
+    tmp_path: Path, name: str, failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, left, opened = put_checkpoint(tmp_path, 3), [failures], Path.open
+
+    def failing(file: Path, *args: Any, **more: Any) -> Any:
+        if file == path / name and left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return opened(file, *args, **more)
+
+    monkeypatch.setattr(Path, "open", failing)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    found = fault_in(path)
+    assert (found is None) == (failures == 1)
+    assert found is None or f"{name}: cannot be read after 5 tries (Input/output error)" in found
 
 
 @pytest.mark.parametrize("staging", ["tmp_path", "memory"])

@@ -1,5 +1,6 @@
 """Exports, as the next phase sees them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from pipeline.config import Config, LLMTuneConfig
 from pipeline.errors import CheckpointError
-from pipeline.export_files import ExportTensors, read_export, save_export
+from pipeline.export_files import ExportTensors, check_weights, read_export, save_export
 from pipeline.exports import WEIGHTS
 from pipeline.progress import Progress
 from pipeline.recipe import load_recipe
@@ -52,3 +53,24 @@ def test_damaged_exports_are_named_with_the_remedy(tmp_path: Path) -> None:
     (target / "export.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"export\.json cannot be read"):
         read_export(target)
+
+
+def test_a_flipped_bit_in_the_weights_is_seen(tmp_path: Path) -> None:
+    target = tmp_path / "export"
+    save_export(target, {"a": torch.zeros(9)}, Progress(), {}, Config())
+    check_weights(target)
+    flip_last_bit(target)
+    with pytest.raises(CheckpointError, match="is not what was written") as caught:
+        check_weights(target)
+    assert "\n" not in str(caught.value) and str(target / WEIGHTS) in str(caught.value)
+    ExportTensors(target)  # which cannot see it
+    details = json.loads((target / "export.json").read_text())
+    del details["weights"]
+    (target / "export.json").write_text(json.dumps(details))
+    check_weights(target)  # of an older version
+
+
+def flip_last_bit(export: Path) -> None:
+    data = bytearray((export / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (export / WEIGHTS).write_bytes(data)

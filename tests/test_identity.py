@@ -32,6 +32,8 @@ def of(recipe: Path, *changes: str) -> Identity:
         ("llm.lora.rank=2", "llm.lora.rank: 0 then, 2 now"),
         ("seed=3", "seed: 0 then, 3 now"),
         ("data.window=7", "data.window: 1024 then, 7 now"),
+        ("data.max_pixels=9", "data.max_pixels: 89478485 then, 9 now"),
+        ("data.max_image_bytes=9", "data.max_image_bytes: 67108864 then, 9 now"),
         ("encoder_adapt.lr=0.5", "encoder_adapt.lr: 0.001 then, 0.5 now"),  # of a predecessor
         ("family=llama_adapter", "family: clipcap then, llama_adapter now"),
     ],
@@ -43,8 +45,27 @@ def test_what_differs_is_said_once_by_its_key(recipe: Path, change: str, said: s
 
 
 @pytest.mark.parametrize(
+    ("template", "change", "said"),
+    [
+        ("lavin", "instruct.template=tokenizer", "instruct.template: lavin then, tokenizer now"),
+        ("lavin", "instruct.caption_question=What?", "then, What? now"),
+        ("tokenizer", "evaluate.stop=x", "evaluate.stop: null then, x now"),
+        ("lavin", "evaluate.stop=x", None),  # whose answers end with EOS
+    ],
+)
+def test_how_conversations_are_put_is_learnt(
+    recipe: Path, template: str, change: str, said: str | None
+) -> None:
+    talks = ("data.task=instruct", f"instruct.template={template}")
+    found = differences(of(recipe, *talks), of(recipe, *talks, change))
+    assert (said is None) == (not found) and (said or "") in "".join(found)
+
+
+@pytest.mark.parametrize(
     "change",
     [
+        "instruct.caption_question=What?",  # of a task that has no conversations
+        "evaluate.stop=x",
         "name=other",
         "runs=elsewhere",
         "llm_tune.log_every=3",
@@ -95,6 +116,21 @@ def test_moved_files_are_the_same_files(recipe: Path, tmp_path: Path) -> None:
     for each in (recipe.parent / "weights" / "llm").iterdir():
         (moved / each.name).write_bytes(each.read_bytes())
     assert of(recipe) == of(recipe, f"llm.path={moved}")
+
+
+def test_a_model_of_the_hub_is_the_commit_that_is_in_the_cache(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    named, folder, found = "llm.path=someone/tiny", tmp_path / "models--someone--tiny", []
+    for commit in ("a" * 40, "b" * 40):
+        for file in (folder / "refs" / "main", folder / "snapshots" / commit / "config.json"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(commit)
+        found.append(of(recipe, named))
+    expected = f"llm.path/commit: {'a' * 40} then, {'b' * 40} now"
+    assert differences(*found) == [expected]
+    assert differences(found[1], of(recipe, named)) == []
 
 
 def test_an_identity_is_read_back_as_it_was_written(recipe: Path) -> None:

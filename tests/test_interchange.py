@@ -20,8 +20,8 @@ from pipeline.conversion import merged_llm
 from pipeline.data.plan import items_in_order
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.own_images import caption_images
-from pipeline.evaluation.results import output_folder
 from pipeline.evaluation.runner import evaluate
 from pipeline.export_files import ExportTensors, save_export
 from pipeline.interchange import export

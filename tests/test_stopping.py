@@ -1,12 +1,14 @@
 """A wish to stop: from whom it comes, and where it is obeyed."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.dist import World
+from pipeline.errors import DataError
 from pipeline.presence import Presence
 from pipeline.stopping import Stopped, agreed_stop, stop_if_asked, stoppable
 
@@ -30,6 +32,23 @@ def test_a_validation_is_broken_off_before_its_next_batch() -> None:
             seen.append(batch)
             here.presence.asked = "SIGTERM at rank 3"
     assert seen == [1]
+
+
+def test_a_fault_in_the_next_batch_is_raised_after_the_batches_before_it() -> None:
+    closed = []
+
+    def batches() -> Iterator[int]:
+        try:
+            yield 1
+            raise DataError("shard-000001.tar is gone")
+        finally:
+            closed.append(True)
+
+    seen = []
+    with pytest.raises(DataError, match=r"shard-000001\.tar is gone"):
+        for batch in stoppable(batches(), world()):
+            seen.append(batch)
+    assert (seen, closed) == ([1], [True])
 
 
 def test_a_file_asks_once_and_an_old_one_is_removed(tmp_path: Path) -> None:

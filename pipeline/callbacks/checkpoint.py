@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from pipeline.callbacks.monitor import Board
+from pipeline.callbacks.board import Board
 from pipeline.callbacks.requests import RequestFile
 from pipeline.dist import sum_over_ranks
 from pipeline.errors import CheckpointError
@@ -62,11 +62,21 @@ class Checkpointer:
         """Nothing: the export is what stays of a finished segment."""
 
     def on_stop(self, trainer: Trainer) -> None:
-        """Waits for the one under way, and saves where an early stop has left the run."""
+        """Waits for the one under way, and saves where an early stop has left the run.
+
+        What could not be written is tried once more, and else belongs to the reason of the stop.
+        """
         self._wait(trainer)
-        if not trainer.done and trainer.progress.step != self._saved_at:
+        for _ in range(2):
+            if trainer.done or trainer.progress.step == self._saved_at:
+                return
             self._save(trainer)
             self._wait(trainer)
+        if trainer.progress.step != self._saved_at:
+            trainer.stop_reason = (
+                f"{trainer.stop_reason}; the checkpoint of step {trainer.progress.step} could not "
+                "be written, so the next start goes on from an older one"
+            )
 
     def _save(self, trainer: Trainer, *, asked: bool = False) -> None:
         self._wait(trainer)  # at most one is under way

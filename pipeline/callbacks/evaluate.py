@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
-from pipeline.callbacks.monitor import Board
+from pipeline.callbacks.board import Board
 from pipeline.trainer import StepRecord, Trainer
 
 log = logging.getLogger("pipeline")

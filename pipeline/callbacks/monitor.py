@@ -1,21 +1,18 @@
-"""TensorBoard and the terminal: what a run shows while it goes on.
+"""Curves and terminal lines: what a run shows while it goes on.
 
-The only module that touches TensorBoard. A `Board` exists on every rank and writes on the main one
-alone; the `Monitor` reduces over ranks once every `log_every` steps, never in between.
+Reduces over ranks once every `log_every` steps, never in between. How curves get to TensorBoard
+stands in `board.py`.
 """
 
 import logging
 import resource
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.dist import World, gather_json, max_over_ranks, sum_over_ranks
+from pipeline.callbacks.board import Board
+from pipeline.dist import gather_json, max_over_ranks, sum_over_ranks
 from pipeline.trainer import StepRecord, Trainer
 
 log = logging.getLogger("pipeline")
@@ -31,43 +28,6 @@ class _Sums:
 
 
 _NOTHING = _Sums()
-
-
-class Board:
-    """TensorBoard of one phase: one continuous curve, however often the phase is started.
-
-    Every point is handed to the system at once, so that what a killed run has shown before its last
-    checkpoint is there; what it has shown after that is hidden when this one begins at `done`.
-    """
-
-    def __init__(self, folder: Path, world: World, *, done: int) -> None:
-        self._writer = None
-        if world.is_main:
-            self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else 0)
-
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        """One point for each name; on disk before a checkpoint of this step can be."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-            self._writer.flush()
-
-    def text(self, name: str, value: str, step: int) -> None:
-        """A text in Markdown."""
-        if self._writer is not None:
-            self._writer.add_text(name, value, step)
-            self._writer.flush()
-
-    def image(self, name: str, image: Image.Image, step: int) -> None:
-        """An RGB picture."""
-        if self._writer is not None:
-            self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
-            self._writer.flush()
-
-    def close(self) -> None:
-        """Writes out what is buffered."""
-        if self._writer is not None:
-            self._writer.close()
 
 
 class Monitor:

@@ -58,6 +58,17 @@ class References:
                 continue
         return found
 
+    def questions(self) -> dict[str, str]:
+        """Record key -> what it asks."""
+        found = {}
+        for shard, record in self.items:
+            try:
+                raw = self.reader.read(shard, record)
+                found[raw.key] = self.asked(raw)
+            except ContentFault:
+                continue
+        return found
+
     def examples(self, predicted: dict[str, str], limit: int) -> list[Example]:
         """Images with predictions and the first true text; unusable images are left out."""
         found: list[Example] = []

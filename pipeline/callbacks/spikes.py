@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from pipeline.callbacks.monitor import Board
+from pipeline.callbacks.board import Board
 from pipeline.callbacks.step_lines import StepLines, listed
 from pipeline.trainer import StepRecord, Trainer
 

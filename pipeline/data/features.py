@@ -6,12 +6,15 @@ on (encoder weights, transform, shards), so one made by other weights is never f
 by offset and not mapped into memory: a mapped file that fails kills its process without a word.
 """
 
+import contextlib
 import io
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +34,7 @@ Encode = Callable[[Tensor], Tensor]  # (B, 3, H, W) -> (B, C) or (B, k, C)
 
 _HEADER_BYTES = 4096  # more than a header of ours takes
 _FLOAT32 = np.dtype("<f4")
+_ABANDONED_SECONDS = 3600.0
 
 
 class CachedFeatures:
@@ -158,6 +162,8 @@ def encode_shards(
     once, however many captions it has.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        _clear_abandoned(folder)
     encoded = 0
     targets = feature_files(folder, len(reader.manifest.shards))
     for shard in range(rank, len(targets), ranks):
@@ -178,13 +184,22 @@ def encode_shards(
             break
         first = rows.reshape(len(rows), -1)[:, 0]
         encoded += int((~np.isnan(first)).sum())
-        writing = folder / f".{target.name}.{os.getpid()}"
+        # Other jobs may encode the same shard now, in containers with the same process ids.
+        writing = folder / f".{target.name}.{uuid4().hex}"
         with writing.open("wb") as file:
             np.save(file, rows, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
         writing.replace(target)
     return encoded
+
+
+def _clear_abandoned(folder: Path) -> None:
+    """Removes what killed processes were writing; what others write now changes all the time."""
+    for each in folder.glob(".shard-*.npy.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - each.stat().st_mtime > _ABANDONED_SECONDS:
+                each.unlink()
 
 
 def _encode_shard(

@@ -8,7 +8,9 @@ have (`spice.py`). All but the quick CIDEr need Java for their tokenizer.
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.java import JAVA_METRICS, Id, Meteor, ptb_tokenize, require_java
@@ -16,10 +18,12 @@ from pipeline.evaluation.spice import spice
 
 __all__ = [
     "METRICS",
+    "Scored",
     "check_metrics",
     "quick_cider",
     "require_java",
     "score",
+    "score_all",
     "score_each",
     "simple_tokenize",
     "spice_score",
@@ -32,6 +36,14 @@ _TOKEN = re.compile(r"(?<=\w)'\w+|\w+(?:-\w+)*|[^\w\s]")
 _BRACKETS = frozenset("()[]{}")
 
 Tokenised = tuple[dict[Id, str], dict[Id, list[str]]]
+
+
+@dataclass(frozen=True)
+class Scored(Generic[Id]):
+    """Scores of a set of captions, and of each caption where a score is the mean over them."""
+
+    totals: dict[str, float]
+    each: dict[str, dict[Id, float]]  # by score, some of `totals`
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
@@ -78,9 +90,17 @@ def score(
 
     Source: pycocoevalcap/eval.py (`COCOEvalCap.evaluate`).
     """
+    return score_all(predictions, references, metrics).totals
+
+
+def score_all(
+    predictions: Mapping[Id, str], references: Mapping[Id, Sequence[str]], metrics: Sequence[str]
+) -> Scored[Id]:
+    """As `score`, with what single images add to those scores that are means over images."""
     check_metrics(metrics)
     _check_pairs(predictions, references)
     scores: dict[str, float] = {}
+    each: dict[str, dict[Id, float]] = {}
     if any(metric in JAVA_METRICS and metric != "spice" for metric in metrics):
         tokenised = _tokenise(predictions, references, ptb_tokenize)
         if "bleu" in metrics:
@@ -89,12 +109,12 @@ def score(
             with Meteor() as meteor:
                 scores["METEOR"] = meteor.score(*tokenised)
         if "rouge_l" in metrics:
-            scores["ROUGE_L"] = _rouge_l(*tokenised)
+            each["ROUGE_L"] = _rouge_l(*tokenised)
         if "cider" in metrics:
-            scores["CIDEr"] = _mean(_cider(*tokenised))
+            each["CIDEr"] = _cider(*tokenised)
     if "quick_cider" in metrics:
-        scores["CIDEr_quick"] = quick_cider(predictions, references)
-    return scores
+        each["CIDEr_quick"] = score_each(predictions, references, quick=True)
+    return Scored(scores | {name: _mean(found) for name, found in each.items()}, each)
 
 
 def spice_score(
@@ -220,11 +240,11 @@ def _bleu(predictions: dict[Id, str], references: dict[Id, list[str]]) -> dict[s
     return {f"Bleu_{n}": float(value) for n, value in enumerate(values, start=1)}
 
 
-def _rouge_l(predictions: dict[Id, str], references: dict[Id, list[str]]) -> float:
+def _rouge_l(predictions: dict[Id, str], references: dict[Id, list[str]]) -> dict[Id, float]:
     from pycocoevalcap.rouge.rouge import Rouge
 
-    value, _ = Rouge().compute_score(references, _wrap(predictions))
-    return float(value)
+    _, values = Rouge().compute_score(references, _wrap(predictions))
+    return {key: float(value) for key, value in zip(references, values, strict=True)}
 
 
 def _cider(predictions: dict[Id, str], references: dict[Id, list[str]]) -> dict[Id, float]:

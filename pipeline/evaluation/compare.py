@@ -5,35 +5,20 @@ Reads `summary.json` of each phase and `metrics.json` of each evaluated split, n
 nor that EIM wins: it prints what was measured.
 """
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config import PHASES, TASKS
-from pipeline.errors import DataError
 from pipeline.evaluation.compare_questions import answers_table
+from pipeline.evaluation.run_records import Record, Run, read_run
 from pipeline.evaluation.tables import MISSING, count_text, row, score_text, table
 
 DEFAULT_SPLIT = "test"
 # Shown even where neither run has them, so that a missing score is seen to be missing.
 EXPECTED_SCORES = ("CIDEr", "Bleu_4", "METEOR", "ROUGE_L")
 ANSWERED = {"Perception"}  # scores of answers to questions, which captions do not have
-
-Record = Mapping[str, Any]
-
-
-@dataclass
-class _Run:
-    """What one run directory holds."""
-
-    folder: Path
-    config: DictConfig  # config.yaml, empty where there is none
-    phases: dict[str, Record]  # phase -> summary.json
-    splits: dict[str, Record]  # split -> metrics.json
 
 
 def compare(runs: Path, name: str, baseline: str) -> str:
@@ -50,8 +35,8 @@ def compare(runs: Path, name: str, baseline: str) -> str:
     Raises:
         DataError: a summary or a metrics file is there but cannot be read.
     """
-    eim, base = _read_run(runs / name), _read_run(runs / baseline)
-    splits = sorted({*eim.splits, *base.splits}) or [DEFAULT_SPLIT]
+    eim, base = read_run(runs / name), read_run(runs / baseline)
+    splits = sorted({*eim.evaluations, *base.evaluations}) or [DEFAULT_SPLIT]
     parts = [f"EIM run: {eim.folder}\nbaseline: {base.folder}"]
     parts += [_split_table(split, base, eim) for split in splits]
     parts += [_effort_table(base, eim), _phase_changes(eim), _where_next(runs, eim, base)]
@@ -65,40 +50,13 @@ def compare(runs: Path, name: str, baseline: str) -> str:
     return "\n\n".join(parts)
 
 
-def _read_run(folder: Path) -> _Run:
-    phases = {phase: _read_json(folder / phase / "summary.json") for phase in PHASES}
-    found = sorted(folder.glob("evaluate/*/metrics.json"))
-    config = folder / "config.yaml"
-    loaded = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
-    return _Run(
-        folder,
-        loaded if isinstance(loaded, DictConfig) else OmegaConf.create(),
-        {phase: summary for phase, summary in phases.items() if summary is not None},
-        {path.parent.name: metrics for path in found if (metrics := _read_json(path)) is not None},
-    )
-
-
-def _read_json(path: Path) -> Record | None:
-    """The object in a JSON file, or None where there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise DataError(
-            f"{path} is not valid JSON ({error}): delete it and run its stage again"
-        ) from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} does not hold a JSON object: delete it and run its stage again")
-    return content
-
-
-def _split_table(split: str, base: _Run, eim: _Run) -> str:
+def _split_table(split: str, base: Run, eim: Run) -> str:
     """Loss, caption scores and retrieval of one split, or how its questions were answered."""
-    measured = [run.splits.get(split) for run in (base, eim)]
+    found = [run.evaluations.get(split) for run in (base, eim)]
+    measured = [None if each is None else each.metrics for each in found]
     if any(each is not None and "benchmark" in each for each in measured):
         return answers_table(split, *measured)
-    left, right = map(_scores, measured)
+    left, right = ({} if each is None else each.numbers for each in found)
     asked = not ANSWERED.isdisjoint({*left, *right})
     expected = () if asked else EXPECTED_SCORES
     names = dict.fromkeys([f"{split} loss", *expected, *left, *right])
@@ -112,19 +70,11 @@ def _split_table(split: str, base: _Run, eim: _Run) -> str:
     return table(title, rows)
 
 
-def _scores(metrics: Record | None) -> dict[str, float | None]:
-    """All numbers of a metrics.json in one dictionary."""
-    if metrics is None:
-        return {}
-    scores = {"loss": metrics.get("loss")}
-    return scores | dict(metrics.get("scores") or {}) | dict(metrics.get("retrieval") or {})
-
-
 def _records(metrics: Record | None) -> str:
     return MISSING if metrics is None else count_text(metrics.get("records", 0))
 
 
-def _effort_table(base: _Run, eim: _Run) -> str:
+def _effort_table(base: Run, eim: Run) -> str:
     """What both runs cost: a fair comparison has seen as many records."""
     rows = [
         row("records seen", _total(base, "records_seen"), _total(eim, "records_seen"), count_text),
@@ -133,14 +83,14 @@ def _effort_table(base: _Run, eim: _Run) -> str:
     return table("Training, all phases together", rows)
 
 
-def _total(run: _Run, key: str) -> float | None:
+def _total(run: Run, key: str) -> float | None:
     """The sum over phases, or None for a run without any."""
     if not run.phases:
         return None
     return sum(float(summary.get(key, 0)) for summary in run.phases.values())
 
 
-def _phase_changes(eim: _Run) -> str:
+def _phase_changes(eim: Run) -> str:
     """For each phase: its validation at step 0 and at its end, and what it took."""
     lines = ["What changed in each phase of the EIM run (validation, before -> after)"]
     for phase in PHASES:
@@ -172,17 +122,17 @@ def _count_or_missing(summary: Record, key: str) -> str:
     return MISSING if summary.get(key) is None else count_text(summary[key])
 
 
-def _where_next(runs: Path, eim: _Run, base: _Run) -> str:
+def _where_next(runs: Path, eim: Run, base: Run) -> str:
     lines = ["Where to look next", f"  curves and sample captions: tensorboard --logdir {runs}"]
     for label, run in (("EIM", eim), ("baseline", base)):
-        for split in run.splits:
+        for split in run.evaluations:
             folder = run.folder / "evaluate" / split
             lines.append(f"  every caption of the {label} run, {split} split: {folder}")
     lines.append(f"  the recipe as it was run: {eim.folder / 'config.yaml'}")
     return "\n".join(lines)
 
 
-def _missing_notes(eim: _Run, base: _Run, splits: Iterable[str]) -> list[str]:
+def _missing_notes(eim: Run, base: Run, splits: Iterable[str]) -> list[str]:
     """One line for each missing piece, with the command that makes it."""
     selection = _selection(eim.config)
     notes = []
@@ -196,7 +146,7 @@ def _missing_notes(eim: _Run, base: _Run, splits: Iterable[str]) -> list[str]:
                 command = f"deepspeed stages/{phase}.py{selection}{extra}"
                 notes.append(f"  {label}, {phase}: {command}")
         for split in splits:
-            if split not in run.splits:
+            if split not in run.evaluations:
                 command = f"deepspeed stages/evaluate.py{selection}{_chosen(split)}{extra}"
                 notes.append(f"  {label}, {split} split: {command}")
     return notes

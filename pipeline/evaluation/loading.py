@@ -1,7 +1,7 @@
-"""The model that an evaluation scores: which export, loaded whole or in ZeRO-3 partitions.
+"""What an evaluation begins with: the model of which export, whole or partitioned, and its split.
 
 Without DeepSpeed, so that generation is not slowed by gathering parameters, unless
-`evaluate.ds_config` asks for partitions. Builds; scores nothing.
+`evaluate.ds_config` asks for partitions. Measures the loss; scores no text.
 """
 
 import logging
@@ -16,7 +16,7 @@ import torch
 from pipeline.assemble import CaptionModel, build_caption_model, check_adapters, check_stop
 from pipeline.config import PHASES, Config
 from pipeline.data.collate import Batch
-from pipeline.data.loader import Pass, StepDataset
+from pipeline.data.loader import Pass
 from pipeline.data.plan import Plan
 from pipeline.dist import World, on_main
 from pipeline.ds_config import read_ds_config, zero_stage
@@ -25,9 +25,13 @@ from pipeline.errors import ConfigError
 from pipeline.export_files import ExportTensors, check_has_st
 from pipeline.exports import find_export
 from pipeline.models.families import family
+from pipeline.models.multimodal import MultimodalLM
 from pipeline.objectives import LanguageTask
 from pipeline.run import finished_export
-from pipeline.splits import Split, caption_dataset, share_of
+from pipeline.splits import Split, caption_dataset, open_split, share_of
+from pipeline.stopping import stoppable
+from pipeline.tasks import scored
+from pipeline.validation import language_metrics
 from pipeline.zero import partition_for_inference, placement_for
 
 log = logging.getLogger("pipeline")
@@ -41,6 +45,53 @@ class Loaded:
     forward: Callable[..., Any]  # of a `LanguageTask`
     dtype: torch.dtype
     partitioned: bool  # then every rank makes the same number of calls
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A finished model beside the records that it is scored on, on this rank."""
+
+    config: Config  # as evaluation reads it, see `tasks.scored`
+    export: Path
+    split: Split
+    plan: Plan
+    loaded: Loaded
+    loss: float  # a target token, over all ranks
+    world: World
+
+    @property
+    def model(self) -> MultimodalLM:
+        """In eval mode."""
+        return self.loaded.built.model
+
+    def rows(self, kind: str) -> Pass:
+        """A pass over this rank's rows; kind: `captions` of `splits.caption_dataset`."""
+        return _rows(self.config, self.loaded, self.split, self.plan, self.world, kind)
+
+    def batches(self, reading: Pass, what: str) -> Iterator[Batch]:
+        """The batches of a pass that takes long: a line in the log for each; a stop is heeded."""
+        return stoppable(_watched(reading, what), self.world)
+
+
+def open_for_scoring(config: Config, world: World, asked: str) -> Scoring:
+    """Chooses and loads the export that the recipe says, opens its split, measures the loss.
+
+    Every rank calls it. asked: what the split is called in the log ("questions").
+
+    Raises:
+        ConfigError: no phase is finished.
+        Stopped: a stop was asked for meanwhile.
+    """
+    export = chosen_export(config, world)
+    config = scored(config)
+    settings = config.evaluate
+    split = open_split(config, settings.split)
+    log.info("evaluate      %s on %s (%d %s)", export, settings.split, split.records, asked)
+    loaded = load_for_scoring(config, export, split, world)
+    plan = split.in_order(settings.batch * world.size, settings.records)
+    batches = _rows(config, loaded, split, plan, world, "all")()
+    loss = language_metrics(loaded.forward, batches, world, loaded.dtype)["loss"]
+    return Scoring(config, export, split, plan, loaded, loss, world)
 
 
 def load_for_scoring(config: Config, export: Path, split: Split, world: World) -> Loaded:
@@ -67,23 +118,22 @@ def load_for_scoring(config: Config, export: Path, split: Split, world: World) -
     return Loaded(built, task.to(world.device), dtype, partitioned=False)
 
 
-def rows_to_score(
-    config: Config, built: CaptionModel, split: Split, plan: Plan, world: World, captions: str
-) -> StepDataset:
-    """This rank's rows of `evaluate.split`; captions: which ones, see `splits.caption_dataset`."""
-    return caption_dataset(
+def _rows(
+    config: Config, loaded: Loaded, split: Split, plan: Plan, world: World, kind: str
+) -> Pass:
+    dataset = caption_dataset(
         config,
         split,
         plan,
-        built.images[config.evaluate.split],
-        built.tokenizer,
+        loaded.built.images[config.evaluate.split],
+        loaded.built.tokenizer,
         share_of(world, config.evaluate.batch),
-        captions=captions,
+        captions=kind,
     )
+    return Pass(dataset, config.data.workers)
 
 
-def watched(reading: Pass, what: str) -> Iterator[Batch]:
-    """The batches of a reading that takes long, with a line in the log for each."""
+def _watched(reading: Pass, what: str) -> Iterator[Batch]:
     steps = reading.dataset.plan.steps_per_epoch
     began = time.perf_counter()
     for done, batch in enumerate(reading(), start=1):

@@ -36,7 +36,10 @@ QUESTIONS: Mapping[str, int] = MappingProxyType(
 
 YES, NO, OTHER = "yes", "no", "other"
 _SEEN = 4  # characters of an answer that count
-_SUMS = {"Perception": PERCEPTION, "Cognition": COGNITION}
+# The benchmark's two scores: of which subtasks each is the sum.
+SUMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"Perception": PERCEPTION, "Cognition": COGNITION}
+)
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class Scores:
             lines.append(_line("all questions", self.total))
         lines += [
             f"{name:<22}{self._sum(parts):>10.2f} of {200 * len(parts)}"
-            for name, parts in _SUMS.items()
+            for name, parts in SUMS.items()
         ]
         return "\n".join([*lines, *self._notes()])
 
@@ -200,6 +203,15 @@ def parse_answer(text: str) -> str:
     """
     seen = text.lower()[:_SEEN]
     return YES if YES in seen else NO if NO in seen else OTHER
+
+
+def worth(answers: Sequence[tuple[str, str]]) -> float:
+    """What one image adds to its subtask's score, 0 to 200; answers: (truth, text) in order.
+
+    The subtask's score is the mean over its images where all have equally many questions.
+    """
+    questions = [Answer("", "", truth, text) for truth, text in answers]
+    return _subtask(questions).score
 
 
 def score(answers: Mapping[str, Sequence[Answer]]) -> Scores:

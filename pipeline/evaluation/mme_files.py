@@ -10,6 +10,8 @@ from pathlib import Path
 from pipeline.errors import DataError
 from pipeline.evaluation.mme import NO, YES, Answer
 
+GENERATED, LIKELIHOOD = "answers", "answers_likelihood"  # folders of ours, one a way of answering
+
 
 def write_results(folder: Path, answers: Mapping[str, Sequence[Answer]]) -> None:
     """Write the benchmark's result files, one a subtask, each in one go.

@@ -10,38 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.callbacks.samples import Example, sheet
-from pipeline.config import Config
 from pipeline.data.conversation_rows import questions_of
 from pipeline.data.faults import ContentFault
 from pipeline.data.plan import Plan, items_in_order
 from pipeline.data.reader import RawRecord
-from pipeline.durable import write_json
 from pipeline.errors import DataError
-from pipeline.evaluation.mme import SUBTASKS, Answer, Scores, score
-from pipeline.evaluation.mme_files import write_results
-from pipeline.evaluation.results import SAMPLES, output_folder
+from pipeline.evaluation.finishing import SAMPLES, SHEET, finish_evaluation, output_folder
+from pipeline.evaluation.loading import Scoring
+from pipeline.evaluation.mme import SUBTASKS, Answer, Scores, score, worth
+from pipeline.evaluation.mme_files import GENERATED, LIKELIHOOD, write_results
+from pipeline.evaluation.samples import Sample, write_samples
 from pipeline.splits import Split
 from pipeline.talks import MME
-
-GENERATED, LIKELIHOOD = "answers", "answers_likelihood"  # folders of result files
 
 Texts = Mapping[str, list[str]]  # record key -> what was said to its questions, in order
 Found = tuple[tuple[int, int], RawRecord]  # (shard, record), and what is there but the image
 
 
 def write_mme(
-    config: Config,
-    split: Split,
-    plan: Plan,
-    said: Mapping[str, Texts],
-    measured: dict[str, Any],
+    scoring: Scoring, said: Mapping[str, Texts], measured: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes result files of both ways of answering, samples.png and metrics.json.
+    """Writes result files of both ways of answering, samples, metrics.json and the report.
 
     Args:
-        config: the recipe as evaluation reads it.
-        split: what was asked.
-        plan: the order of its records.
+        scoring: what was asked, of which model.
         said: GENERATED and LIKELIHOOD, each with what was said to every record's questions.
         measured: further entries of metrics.json (loss, what was skipped, the export).
 
@@ -51,7 +43,8 @@ def write_mme(
     Raises:
         DataError: no question could be read.
     """
-    records = sorted(_records(split, plan), key=lambda each: str(each[1].data["image_id"]))
+    config, split = scoring.config, scoring.split
+    records = sorted(_records(split, scoring.plan), key=lambda each: str(each[1].data["image_id"]))
     if not records:
         raise DataError(f"no record of {split.place} holds questions of MME that can be read")
     folder = output_folder(config)
@@ -61,7 +54,8 @@ def write_mme(
         answers = _answers([raw for _, raw in records], texts)
         write_results(folder / way, answers)
         scores[way] = score(answers)
-    _samples(split, records, said[GENERATED], folder / "samples.png")
+    _sheet(split, records, said[GENERATED], folder / SHEET)
+    write_samples(folder, _samples([raw for _, raw in records], said[GENERATED]))
     result = {
         "split": config.evaluate.split,
         "task": MME,
@@ -74,7 +68,8 @@ def write_mme(
         "likelihood": scores[LIKELIHOOD].as_dict(),
         "table": _table(scores, measured),
     }
-    write_json(folder / "metrics.json", result)
+    places = {raw.key: place for place, raw in records}
+    finish_evaluation(scoring, places, result)
     return result
 
 
@@ -117,7 +112,24 @@ def _table(scores: Mapping[str, Scores], measured: dict[str, Any]) -> str:
     )
 
 
-def _samples(split: Split, records: list[Found], texts: Texts, path: Path) -> None:
+def _samples(records: list[RawRecord], texts: Texts) -> Iterator[Sample]:
+    """An image with all its questions is a sample: it is what accuracy+ counts."""
+    for raw in records:
+        asked = questions_of(raw.data)
+        given = texts.get(raw.key) or [""] * len(asked)
+        subtask = str(raw.data["subtask"])
+        right = [(each.answer or "", text) for each, text in zip(asked, given, strict=True)]
+        yield Sample(
+            key=raw.key,
+            predicted="\n".join(text or "-" for text in given),
+            truth=("\n".join(each.answer or "" for each in asked),),
+            scores={subtask: worth(right)},
+            asked="\n".join(each.question for each in asked),
+            groups=(subtask,),
+        )
+
+
+def _sheet(split: Split, records: list[Found], texts: Texts, path: Path) -> None:
     """The first images with their first question, what was said and what is right."""
     reader, examples = split.reader, []
     for place, raw in records[:SAMPLES]:

@@ -19,18 +19,11 @@ from pipeline.data.collate import LanguageBatch, to_device
 from pipeline.data.conversation_rows import OPTIONS
 from pipeline.data.loader import Pass
 from pipeline.dist import World, gather_json, on_main
-from pipeline.evaluation.loading import (
-    Loaded,
-    chosen_export,
-    load_for_scoring,
-    rows_to_score,
-    watched,
-)
-from pipeline.evaluation.mme_results import GENERATED, LIKELIHOOD, write_mme
+from pipeline.evaluation.loading import Scoring, open_for_scoring
+from pipeline.evaluation.mme_files import GENERATED, LIKELIHOOD
+from pipeline.evaluation.mme_results import write_mme
 from pipeline.objectives import outputs_of
-from pipeline.splits import open_split
-from pipeline.tasks import scored
-from pipeline.validation import language_metrics, skipped_over_ranks
+from pipeline.validation import skipped_over_ranks
 
 log = logging.getLogger("pipeline")
 
@@ -43,58 +36,45 @@ def answer_mme(config: Config, world: World) -> dict[str, Any]:
     Raises:
         ConfigError: no phase is finished.
         DataError: no question could be read.
+        Stopped: a stop was asked for meanwhile.
     """
-    settings = config.evaluate
-    export = chosen_export(config, world)
-    config = scored(config)
-    split = open_split(config, settings.split)
-    log.info("evaluate      %s on MME (%d images)", export, split.records)
     began = time.perf_counter()
-    loaded = load_for_scoring(config, export, split, world)
-    plan = split.in_order(settings.batch * world.size, settings.records)
-
-    def rows(kind: str) -> Pass:
-        made = rows_to_score(config, loaded.built, split, plan, world, kind)
-        return Pass(made, config.data.workers)
-
-    loss = language_metrics(loaded.forward, rows("all")(), world, loaded.dtype)["loss"]
-    asked = rows("none")
-    generated = _over_ranks(_generated(config, loaded, asked, world), world)
-    likelier = _over_ranks(_likelier(loaded, rows("options"), world), world)
+    scoring = open_for_scoring(config, world, "images of MME")
+    asked = scoring.rows("none")
+    generated = _over_ranks(_generated(scoring, asked), world)
+    likelier = _over_ranks(_likelier(scoring), world)
     measured = {
-        "export": str(export),
-        "loss": loss,
+        "export": str(scoring.export),
+        "loss": scoring.loss,
         "skipped": dict(skipped_over_ranks(asked.faults, world)),
     }
     said = {GENERATED: generated, LIKELIHOOD: likelier}
-    result: dict[str, Any] = on_main(lambda: write_mme(config, split, plan, said, measured), world)
+    result: dict[str, Any] = on_main(lambda: write_mme(scoring, said, measured), world)
     log.info("evaluate      took %.0f s", time.perf_counter() - began)
     return result
 
 
-def _generated(
-    config: Config, loaded: Loaded, asked: Pass, world: World
-) -> Iterator[dict[str, list[str]]]:
+def _generated(scoring: Scoring, asked: Pass) -> Iterator[dict[str, list[str]]]:
     for each in continuations(
-        loaded.built.model,
-        watched(asked, "answers"),
-        loaded.built.tokenizer,
-        config.evaluate,
-        device=world.device,
-        dtype=loaded.dtype,
-        synced=loaded.partitioned,
+        scoring.model,
+        scoring.batches(asked, "answers"),
+        scoring.loaded.built.tokenizer,
+        scoring.config.evaluate,
+        device=scoring.world.device,
+        dtype=scoring.loaded.dtype,
+        synced=scoring.loaded.partitioned,
     ):
         found = each.by_record().items()
         yield {key: [" ".join(text.split()) for text in texts] for key, texts in found}
 
 
 @torch.no_grad()
-def _likelier(loaded: Loaded, asked: Pass, world: World) -> Iterator[dict[str, list[str]]]:
+def _likelier(scoring: Scoring) -> Iterator[dict[str, list[str]]]:
     """Yes or No; as many forward passes on every rank, dummies included."""
-    for batch in asked():
-        moved = to_device(batch, world.device, loaded.dtype)
+    for batch in scoring.batches(scoring.rows("options"), "yes or no"):
+        moved = to_device(batch, scoring.world.device, scoring.loaded.dtype)
         assert isinstance(moved, LanguageBatch)
-        out = outputs_of(loaded.built.model, moved)
+        out = outputs_of(scoring.model, moved)
         found: dict[str, list[str]] = {key: [] for key in moved.keys}
         if moved.keys:
             for owner, index, _ in compared(out, moved):

@@ -23,10 +23,12 @@ from pipeline.data.workers import LoadedAhead
 from pipeline.dist import World, gather_json, on_main
 from pipeline.engine import dtype_of, resolve_precision
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.gallery import Card, by_reason, page, thumbnail
 from pipeline.export_files import ExportTensors, check_has_st
 from pipeline.exports import find_export
 from pipeline.models.placement import Placement
+from pipeline.pages.cards import Card
+from pipeline.pages.gallery import by_reason, page
+from pipeline.pages.thumbnails import thumbnail
 from pipeline.presence import Presence
 from pipeline.splits import language_collator
 from pipeline.stopping import stop_if_asked

@@ -10,20 +10,11 @@ from typing import Any
 from pipeline.answering import Answers, choose_options, generate_answers
 from pipeline.config import Config
 from pipeline.data.loader import Pass
-from pipeline.data.plan import Plan
 from pipeline.dist import World, on_main
-from pipeline.evaluation.loading import (
-    Loaded,
-    chosen_export,
-    load_for_scoring,
-    rows_to_score,
-    watched,
-)
+from pipeline.evaluation.loading import Scoring, open_for_scoring
 from pipeline.evaluation.question_results import write_answers
-from pipeline.splits import Split, open_split
-from pipeline.stopping import stoppable
 from pipeline.tasks import check_answering, scored, way_of_answering
-from pipeline.validation import language_metrics, skipped_over_ranks
+from pipeline.validation import skipped_over_ranks
 
 log = logging.getLogger("pipeline")
 
@@ -39,53 +30,39 @@ def answer_questions(config: Config, world: World) -> dict[str, Any]:
         DataError: two records are the same question.
     """
     check_answering(scored(config))
-    settings = config.evaluate
-    export = chosen_export(config, world)
-    config = scored(config)
-    split = open_split(config, settings.split)
-    log.info("evaluate      %s on %s (%d questions)", export, settings.split, split.records)
-    log.info("evaluate      answers: %s", way_of_answering(config))
     began = time.perf_counter()
-    loaded = load_for_scoring(config, export, split, world)
-    plan = split.in_order(settings.batch * world.size, settings.records)
-    explained = _rows(config, loaded, split, plan, world, "all")
-    loss = language_metrics(loaded.forward, explained(), world, loaded.dtype)["loss"]
-    compares = settings.answers == "likelihood"
-    asked = _rows(config, loaded, split, plan, world, "options" if compares else "none")
-    answers = (_compare if compares else _generate)(config, loaded, asked, world).over_ranks(world)
+    log.info("evaluate      answers: %s", way_of_answering(scored(config)))
+    scoring = open_for_scoring(config, world, "questions")
+    compares = scoring.config.evaluate.answers == "likelihood"
+    asked = scoring.rows("options" if compares else "none")
+    answers = (_compare if compares else _generate)(scoring, asked).over_ranks(world)
     measured = {
-        "export": str(export),
-        "loss": loss,
+        "export": str(scoring.export),
+        "loss": scoring.loss,
         "skipped": dict(skipped_over_ranks(asked.faults, world)),
     }
-    result: dict[str, Any] = on_main(
-        lambda: write_answers(config, split, plan, answers, measured), world
-    )
+    result: dict[str, Any] = on_main(lambda: write_answers(scoring, answers, measured), world)
     log.info("evaluate      %s", answers.cost)
     log.info("evaluate      took %.0f s", time.perf_counter() - began)
     return result
 
 
-def _rows(
-    config: Config, loaded: Loaded, split: Split, plan: Plan, world: World, kind: str
-) -> Pass:
-    rows = rows_to_score(config, loaded.built, split, plan, world, kind)
-    return Pass(rows, config.data.workers)
-
-
-def _compare(config: Config, loaded: Loaded, asked: Pass, world: World) -> Answers:
+def _compare(scoring: Scoring, asked: Pass) -> Answers:
     return choose_options(
-        loaded.built.model, stoppable(asked(), world), device=world.device, dtype=loaded.dtype
+        scoring.model,
+        scoring.batches(asked, "questions"),
+        device=scoring.world.device,
+        dtype=scoring.loaded.dtype,
     )
 
 
-def _generate(config: Config, loaded: Loaded, asked: Pass, world: World) -> Answers:
+def _generate(scoring: Scoring, asked: Pass) -> Answers:
     return generate_answers(
-        loaded.built.model,
-        stoppable(watched(asked, "answers"), world),
-        loaded.built.tokenizer,
-        config.evaluate,
-        device=world.device,
-        dtype=loaded.dtype,
-        synced=loaded.partitioned,
+        scoring.model,
+        scoring.batches(asked, "answers"),
+        scoring.loaded.built.tokenizer,
+        scoring.config.evaluate,
+        device=scoring.world.device,
+        dtype=scoring.loaded.dtype,
+        synced=scoring.loaded.partitioned,
     )

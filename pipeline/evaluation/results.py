@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: predictions, a sheet of samples, scores, `metrics.json`.
+"""What an evaluation of captions leaves behind: predictions, a sheet of samples, scores.
 
 On rank 0 alone. Predictions are written before anything is scored, so that a score that fails costs
 no captions. Knows files and scores; no model.
@@ -7,7 +7,7 @@ no captions. Knows files and scores; no model.
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,21 @@ import numpy as np
 
 from pipeline.callbacks.probes import References
 from pipeline.callbacks.samples import sheet
-from pipeline.config import Config, EvaluateConfig
-from pipeline.data.plan import Plan, items_in_order
-from pipeline.durable import write_json
+from pipeline.config import EvaluateConfig
+from pipeline.data.plan import items_in_order
 from pipeline.errors import DataError
-from pipeline.evaluation.captions import score, spice_score
+from pipeline.evaluation.captions import Scored, score_all, spice_score
+from pipeline.evaluation.finishing import SAMPLES, SHEET, finish_evaluation, output_folder
+from pipeline.evaluation.loading import Scoring
+from pipeline.evaluation.samples import Sample, write_samples
 from pipeline.evaluation.spice import how_to_get_spice, spice_models
 from pipeline.splits import Split
+from pipeline.talks import TALKS
 from pipeline.tasks import question_text, true_texts
 
 log = logging.getLogger("pipeline")
 
-SAMPLES = 20  # on the sheet
-
-
-def output_folder(config: Config) -> Path:
-    """Where an evaluation of the recipe's split goes; of another task's, apart from its own."""
-    settings = config.evaluate
-    name = settings.split if settings.task is None else f"{settings.task}-{settings.split}"
-    return Path(config.runs, config.name, "evaluate", name)
+ORDERING = ("CIDEr", "ROUGE_L", "CIDEr_quick")  # of single captions; the first one sorts them
 
 
 def announce_spice(settings: EvaluateConfig) -> None:
@@ -44,25 +40,20 @@ def announce_spice(settings: EvaluateConfig) -> None:
 
 
 def write_results(
-    config: Config,
-    split: Split,
-    plan: Plan,
-    predictions: Mapping[str, str],
-    measured: Mapping[str, Any],
+    scoring: Scoring, predictions: Mapping[str, str], measured: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes everything into `output_folder`; returns what metrics.json holds.
 
     Args:
-        config: the recipe.
-        split: what was captioned.
-        plan: the order of its records.
+        scoring: what was captioned, by which model.
         predictions: record key -> caption.
         measured: further entries of metrics.json (loss, retrieval, the export).
 
     Raises:
         DataError: no record could be captioned.
     """
-    items = items_in_order(plan)
+    config, split = scoring.config, scoring.split
+    items = items_in_order(scoring.plan)
     texts, asked = partial(true_texts, config), partial(question_text, config)
     references = References(split.reader, items, texts, asked)
     truth = references.captions()
@@ -72,7 +63,12 @@ def write_results(
     folder = output_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     _write_predictions(folder / "predictions.jsonl", split, items, scored)
-    sheet(references.examples(scored, SAMPLES)).save(folder / "samples.png")
+    sheet(references.examples(scored, SAMPLES)).save(folder / SHEET)
+    references_of = {key: truth[key] for key in scored}
+    found = _scores(config.evaluate, scored, references_of)
+    places = _places(split, items)
+    asked_of = references.questions() if config.data.task in TALKS else {}
+    write_samples(folder, _samples(scored, references_of, found.each, asked_of))
     result = {
         "split": config.evaluate.split,
         "records": len(scored),
@@ -80,10 +76,27 @@ def write_results(
         "beams": config.evaluate.beams,
         **measured,
         "perplexity": math.exp(min(measured["loss"], 700.0)),
-        "scores": _scores(config.evaluate, scored, {key: truth[key] for key in scored}),
+        "scores": found.totals,
     }
-    write_json(folder / "metrics.json", result)
+    finish_evaluation(scoring, places, result)
     return result
+
+
+def _places(split: Split, items: Sequence[tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    keys = split.reader.keys(np.array(items))
+    return dict(zip(keys, items, strict=True))
+
+
+def _samples(
+    captions: Mapping[str, str],
+    truth: Mapping[str, Sequence[str]],
+    each: Mapping[str, Mapping[str, float]],
+    asked: Mapping[str, str],
+) -> Iterator[Sample]:
+    order = [name for name in ORDERING if name in each]
+    for key, text in captions.items():
+        scores = {name: each[name][key] for name in order}
+        yield Sample(key, text, tuple(truth[key]), scores, asked.get(key, ""))
 
 
 def _write_predictions(
@@ -103,13 +116,13 @@ def _write_predictions(
 
 def _scores(
     settings: EvaluateConfig, captions: Mapping[str, str], truth: Mapping[str, Sequence[str]]
-) -> dict[str, float]:
+) -> Scored[str]:
     """All scores; SPICE only where it can be had, because it must never cost the others."""
-    scores = score(captions, truth, settings.metrics)
+    scores = score_all(captions, truth, settings.metrics)
     models = spice_models(settings.spice_models)
     if "spice" in settings.metrics and models is not None:
         try:
-            scores["SPICE"] = spice_score(captions, truth, models)
+            scores.totals["SPICE"] = spice_score(captions, truth, models)
         except DataError as error:
             log.warning("evaluate      %s", error)
     return scores

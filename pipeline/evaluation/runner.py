@@ -5,10 +5,7 @@ How the model is loaded stands in `loading.py`, what is left on disk in `results
 
 import logging
 import time
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from pipeline.assemble import image_text_model
 from pipeline.captioning import caption_batches
@@ -16,22 +13,15 @@ from pipeline.config import Config
 from pipeline.data.loader import Pass
 from pipeline.dist import World, from_main, gather_json
 from pipeline.evaluation.captions import check_metrics
-from pipeline.evaluation.loading import (
-    Loaded,
-    chosen_export,
-    load_for_scoring,
-    rows_to_score,
-    watched,
-)
+from pipeline.evaluation.loading import Scoring, open_for_scoring
 from pipeline.evaluation.results import announce_spice, write_results
 from pipeline.evaluation.retrieval import recall_at_k
 from pipeline.export_files import ExportTensors, read_export
 from pipeline.objectives import ContrastiveTask
 from pipeline.run import export_folder
-from pipeline.splits import Split, open_split, pair_dataset, share_of
-from pipeline.stopping import stoppable
-from pipeline.tasks import CAPTIONS, scored
-from pipeline.validation import language_metrics, retrieval_features, skipped_over_ranks
+from pipeline.splits import pair_dataset, share_of
+from pipeline.tasks import CAPTIONS
+from pipeline.validation import retrieval_features, skipped_over_ranks
 
 log = logging.getLogger("pipeline")
 
@@ -41,52 +31,45 @@ def evaluate(config: Config, world: World) -> dict[str, Any]:
 
     Every rank calls it. Raises ConfigError when no phase is finished or Java is missing.
     """
-    settings = config.evaluate
-    check_metrics(settings.metrics)
-    announce_spice(settings)
-    export = chosen_export(config, world)
-    config = scored(config)
-    split = open_split(config, settings.split)
-    log.info("evaluate      %s on %s (%d records)", export, settings.split, split.records)
     began = time.perf_counter()
-    loaded = load_for_scoring(config, export, split, world)
-    built, dtype = loaded.built, loaded.dtype
-    plan = split.in_order(settings.batch * world.size, settings.records)
-    rows = rows_to_score(config, built, split, plan, world, "all")
-    batches = Pass(rows, config.data.workers)()
-    loss = language_metrics(loaded.forward, batches, world, dtype)["loss"]
-    prompts = Pass(rows_to_score(config, built, split, plan, world, "none"), config.data.workers)
-    predictions, skipped = _captions(config, loaded, prompts, world)
-    recall = _retrieval(config, split, export, dtype, world)
+    check_metrics(config.evaluate.metrics)
+    announce_spice(config.evaluate)
+    scoring = open_for_scoring(config, world, "records")
+    predictions, skipped = _captions(scoring)
+    recall = _retrieval(scoring)
     result: dict[str, Any] = {}
     if world.is_main:
-        measured = {"export": str(export), "loss": loss, "retrieval": recall, "skipped": skipped}
-        result = write_results(config, split, plan, predictions, measured)
+        measured = {
+            "export": str(scoring.export),
+            "loss": scoring.loss,
+            "retrieval": recall,
+            "skipped": skipped,
+        }
+        result = write_results(scoring, predictions, measured)
         log.info("evaluate      took %.0f s", time.perf_counter() - began)
     return dict(from_main(result, world))
 
 
-def _captions(
-    config: Config, loaded: Loaded, prompts: Pass, world: World
-) -> tuple[dict[str, str], dict[str, int]]:
+def _captions(scoring: Scoring) -> tuple[dict[str, str], dict[str, int]]:
     """Record key -> caption, and what could not be captioned by reason, over all ranks."""
+    prompts, world = scoring.rows("none"), scoring.world
     local = caption_batches(
-        loaded.built.model,
-        stoppable(watched(prompts, "captions"), world),
-        loaded.built.tokenizer,
-        config.evaluate,
+        scoring.model,
+        scoring.batches(prompts, "captions"),
+        scoring.loaded.built.tokenizer,
+        scoring.config.evaluate,
         device=world.device,
-        dtype=loaded.dtype,
-        synced=loaded.partitioned,
+        dtype=scoring.loaded.dtype,
+        synced=scoring.loaded.partitioned,
     )
     captions = {key: text for each in gather_json(local, world) for key, text in each.items()}
     return captions, dict(skipped_over_ranks(prompts.faults, world))
 
 
-def _retrieval(
-    config: Config, split: Split, export: Path, dtype: torch.dtype, world: World
-) -> dict[str, float]:
+def _retrieval(scoring: Scoring) -> dict[str, float]:
     """Recall of the model's own image tower and, where encoder_adapt was run, its text tower."""
+    config, export, world = scoring.config, scoring.export, scoring.world
+    dtype = scoring.loaded.dtype
     if config.data.task != CAPTIONS:
         return {}
     tensors = ExportTensors(export)
@@ -100,9 +83,8 @@ def _retrieval(
         exports.insert(0, ExportTensors(adapted))
     clip = image_text_model(config, *exports)
     task = ContrastiveTask(clip.model).to(world.device, dtype).eval()
-    plan = split.in_order(config.evaluate.batch * world.size, config.evaluate.records)
     share = share_of(world, config.evaluate.batch)
-    pairs = pair_dataset(config, split, plan, clip, share, captions="all")
+    pairs = pair_dataset(config, scoring.split, scoring.plan, clip, share, captions="all")
     loaded = Pass(pairs, config.data.workers)()
     image, text, text_image, _ = retrieval_features(task, loaded, world, dtype)
     return recall_at_k(image, text, text_image)

@@ -85,7 +85,7 @@ def score(problems: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, i
     """Score predictions as the benchmark does.
 
     Args:
-        problems: pid -> a problem with "choices", "answer", "hint", "image", and where known
+        problems: pid -> a problem with "choices", "answer", and where it has them "hint", "image",
             "subject" and "grade"; all questions of the split.
         predictions: pid -> index of the choices, or UNPARSED.
 
@@ -112,22 +112,28 @@ def score(problems: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, i
         ),
         unanswered=len(problems) - len(predictions),
         missing={
-            "subject": sum(each.get("subject") not in _SUBJECTS for each in problems.values()),
-            "grade": sum(each.get("grade") not in _GRADES for each in problems.values()),
+            "subject": sum(_known(_SUBJECTS, p, "subject") is None for p in problems.values()),
+            "grade": sum(_known(_GRADES, p, "grade") is None for p in problems.values()),
         },
     )
 
 
 def groups_of(problem: Mapping[str, Any]) -> list[str]:
     """The groups that a problem belongs to; none for a subject or grade that it does not say."""
+    hint, image = problem.get("hint"), problem.get("image")
     groups = [
-        _SUBJECTS.get(problem.get("subject") or ""),
-        "TXT" if problem["hint"] else None,
-        "IMG" if problem["image"] else None,
-        "NO" if not problem["hint"] and not problem["image"] else None,
-        _GRADES.get(problem.get("grade") or ""),
+        _known(_SUBJECTS, problem, "subject"),
+        "TXT" if hint else None,
+        "IMG" if image else None,
+        "NO" if not hint and not image else None,
+        _known(_GRADES, problem, "grade"),
     ]
     return [name for name in groups if name is not None]
+
+
+def _known(names: Mapping[str, str], problem: Mapping[str, Any], key: str) -> str | None:
+    said = problem.get(key)
+    return names.get(said) if isinstance(said, str) else None
 
 
 def parse_answer(text: str, choices: int) -> int:

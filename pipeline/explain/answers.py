@@ -9,7 +9,7 @@ from pipeline.data.faults import ContentFault
 from pipeline.data.plan import items_in_order
 from pipeline.errors import UserError
 from pipeline.evaluation.cost import GENERATED, Cost
-from pipeline.evaluation.results import output_folder
+from pipeline.evaluation.finishing import COMMON_FILES, output_folder
 from pipeline.explain.text import UNKNOWN, count
 from pipeline.models.llm import load_tokenizer
 from pipeline.splits import open_split
@@ -31,7 +31,7 @@ def describe_answers(config: Config, records: int | None, shared: str) -> list[t
         ("of the LLM", _cost(config, records)),
         ("also", "loss and perplexity of the true answers"),
         ("scores", "accuracy by subject, context and grade, as the benchmark counts"),
-        ("writes", f"results.json, metrics.json and samples.png in {output_folder(config)}"),
+        ("writes", f"results.json, {COMMON_FILES} in {output_folder(config)}"),
     ]
 
 

@@ -14,7 +14,7 @@ from pipeline.data.settings import check_prepared
 from pipeline.dist import World
 from pipeline.engine import resolve_precision
 from pipeline.errors import UserError
-from pipeline.evaluation.results import output_folder
+from pipeline.evaluation.finishing import COMMON_FILES, output_folder
 from pipeline.explain.answers import describe_answers
 from pipeline.explain.course import PhasePlan
 from pipeline.explain.data import Outlook, outlook, training_outlook
@@ -235,8 +235,8 @@ def _answering_mme(config: Config, shared: str) -> list[tuple[str, str]]:
         ("scores", "accuracy and accuracy+ of each subtask, perception and cognition"),
         (
             "writes",
-            "answers/ and answers_likelihood/ (the benchmark's result files), metrics.json and "
-            f"samples.png in {output_folder(config)}",
+            "answers/ and answers_likelihood/ (the benchmark's result files), "
+            f"{COMMON_FILES} in {output_folder(config)}",
         ),
     ]
 
@@ -248,7 +248,7 @@ def _captioning(config: Config, shared: str) -> list[tuple[str, str]]:
         ("captions", f"{shared}, {beams}"),
         ("also", "loss and perplexity of the true captions; recall of images and texts"),
         ("metrics", f"{', '.join(settings.metrics) or 'none'} (Java is {java})"),
-        ("writes", f"predictions.jsonl, metrics.json and samples.png in {output_folder(config)}"),
+        ("writes", f"predictions.jsonl, {COMMON_FILES} in {output_folder(config)}"),
     ]
 
 
@@ -259,7 +259,7 @@ def _conversing(config: Config, shared: str) -> list[tuple[str, str]]:
         ("answers", f"{shared}, to the last question of each conversation, {beams}"),
         ("also", "loss and perplexity of the true answers"),
         ("metrics", ", ".join(settings.metrics) or "none"),
-        ("writes", f"predictions.jsonl, metrics.json and samples.png in {output_folder(config)}"),
+        ("writes", f"predictions.jsonl, {COMMON_FILES} in {output_folder(config)}"),
     ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pipeline import ds_config as ds
-from pipeline.checkpoint import newest_checkpoint
+from pipeline.checkpoint import newest_checkpoint, refuse_beyond
 from pipeline.checkpoint_state import read_state
 from pipeline.config import Config, PhaseConfig
 from pipeline.dist import World
@@ -80,6 +80,7 @@ def _standing(
         return Standing(STARTS, f"again; {folder} would be removed first (overwrite=true)")
     step, source = _position(folder, segments)
     if source is None:
+        refuse_beyond(folder / "checkpoints", segments[-1].stop)
         return Standing(STARTS, origin)
     if source.name.startswith("step-"):
         layout = layout_of(ds.read_ds_config(name, phase.ds_config), precision)

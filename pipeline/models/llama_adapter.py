@@ -132,7 +132,7 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
     Raises:
         ConfigError: an unsupported architecture, more adapted layers than there are, more image
             embeddings than V1 can add, disjoint parts that are not, or texts longer than the
-            context.
+            context, or two ways at once to tune the linear maps.
     """
     check_decoder(config)
     _check_disjoint(cfg)
@@ -148,6 +148,11 @@ def check(cfg: Config, config: PretrainedConfig) -> None:
         raise ConfigError(
             f"llama_adapter.early_layers={chosen.early_layers}: these layers attend to an image, "
             "and with llama_adapter.sees_images=false there is none; set it to 0"
+        )
+    if chosen.bias_scale and cfg.llm.lora.rank:
+        raise ConfigError(
+            f"llama_adapter.bias_scale=true and llm.lora.rank={cfg.llm.lora.rank} both change the "
+            "linear maps; use one of them"
         )
     if not chosen.early_layers and cfg.st.prefix_length != 1 and chosen.sees_images:
         raise ConfigError(

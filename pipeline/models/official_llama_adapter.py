@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.official_files import read_state_dict
 from pipeline.models.official_meta import rename
 
@@ -27,14 +27,12 @@ class AdapterCheckpoint:
     tensors: dict[str, Tensor]  # by exported name (adaption.*), float32
     unused: tuple[str, ...]  # gates of layers without prompts; the reference writes them all
     frozen: tuple[str, ...]  # of the base LLaMA, which comes from llm.path
-    unknown: tuple[str, ...]  # not of LLaMA-Adapter V1's text model
 
     def remarks(self) -> list[str]:
         """A line for each kind of tensor that was left where it is; for the log."""
         kinds = (
             (self.unused, "gates of layers that have no prompts"),
             (self.frozen, "weights of the frozen LLaMA, which come from llm.path"),
-            (self.unknown, "unknown tensors"),
         )
         return [f"not taken: {len(each)} {what}: {_some(each)}" for each, what in kinds if each]
 
@@ -52,10 +50,15 @@ def read_adapter(file: Path, *, depth: int, layers: int, length: int) -> Adapter
         All tensors of `AdaptionPrompts`, and the names of what was not taken.
 
     Raises:
-        ConfigError: there is no such file.
-        CheckpointError: it cannot be read safely, lacks tensors (all are named), or is of another
-            size.
+        ConfigError: there is no such file, or the model has fewer layers.
+        CheckpointError: it cannot be read safely, lacks tensors or holds unknown ones (all are
+            named), is of another size, or not finite.
     """
+    if layers > depth:
+        raise ConfigError(
+            f"llama_adapter.layers={layers}: the language model has {depth}; set it to what the "
+            "checkpoint was trained with, and llm.path to its LLaMA"
+        )
     found = read_state_dict(file)
     gates = {f"layers.{depth - layers + i}.attention.gate": i for i in range(layers)}
     missing = [name for name in (_PROMPTS, *gates) if name not in found]
@@ -77,8 +80,16 @@ def read_adapter(file: Path, *, depth: int, layers: int, length: int) -> Adapter
     left = sorted(found.keys() - gates.keys() - {_PROMPTS})
     frozen = tuple(each for each in left if rename(each) is not None)
     unused = tuple(each for each in left if _GATE.fullmatch(each))
-    unknown = tuple(each for each in left if each not in frozen and each not in unused)
-    return AdapterCheckpoint(tensors, unused, frozen, unknown)
+    unknown = [each for each in left if each not in frozen and each not in unused]
+    if unknown:
+        raise CheckpointError(
+            f"{file} holds what LLaMA-Adapter V1 has not: {', '.join(unknown)}; it is of another "
+            "version, which is not read here"
+        )
+    broken = [name for name, each in tensors.items() if not bool(each.isfinite().all())]
+    if broken:
+        raise CheckpointError(f"{file}: {broken[0]} is not finite; get the file again")
+    return AdapterCheckpoint(tensors, unused, frozen)
 
 
 def check_sizes(file: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> None:

@@ -2,9 +2,11 @@
 
 Nothing but the loops has to report: the thread's stack is looked at once a second. A thread that
 waits for another process stands in the same place of the same code; one that works does not, or
-writes a file, or, where that means anything, takes processor time.
+writes a file, or, where that means anything, takes processor time. Workers that load data for it
+count too: a slow file system is no standstill while bytes come.
 """
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -27,7 +29,7 @@ _COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
 
 _WORKING = 0.2  # of a processor; waiting in short waits takes less
 
-_IO = Path("/proc/self/io")
+_PROCESSES = Path("/proc")
 
 
 class Signs:
@@ -48,7 +50,7 @@ class Signs:
         frames = list(_frames(sys._current_frames().get(self._thread)))
         files = [each.f_code.co_filename for each in frames]
         stack = tuple((id(each.f_code), each.f_lasti) for each in frames)
-        now = (self._presence.beats, stack, _written_and_read())
+        now = (self._presence.beats, stack, _written_and_read(), _moved_by_workers())
         if now != self._before or _CHILD in files or self._computes(seconds):
             self.still = 0.0
         else:
@@ -78,8 +80,22 @@ def _frames(innermost: FrameType | None) -> Iterator[FrameType]:
 def _written_and_read() -> tuple[str, ...]:
     """Bytes that this process has written, and those that came from a disk: a large file grows
     while its writer stands still. Empty where the system does not say."""
+    return tuple(each for each in _io("self") if each.startswith(("wchar", "read_bytes")))
+
+
+def _moved_by_workers() -> tuple[str, ...]:
+    """Bytes that this process's children have read and written, whatever from and to."""
+    found: list[str] = []
+    for each in _PROCESSES.glob("self/task/*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended since
+            for child in each.read_text(encoding="ascii").split():
+                found += [line for line in _io(child) if line.startswith(("rchar", "wchar"))]
+    return tuple(found)
+
+
+def _io(process: str) -> list[str]:
+    """Lines of a process's /proc/io; none where the system does not say."""
     try:
-        lines = _IO.read_text(encoding="ascii").splitlines()
+        return (_PROCESSES / process / "io").read_text(encoding="ascii").splitlines()
     except OSError:
-        return ()
-    return tuple(each for each in lines if each.startswith(("wchar", "read_bytes")))
+        return []

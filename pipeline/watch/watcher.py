@@ -38,6 +38,7 @@ _MOST_KEYS = 256
 # The rank that speaks comes first; the others leave after it, and say nothing.
 _QUIET_SECONDS = 1.5
 _VERDICT_SECONDS = 10.0
+_PARTING_SECONDS = 3.0  # for the others to hear the last words
 
 
 class Watch:
@@ -83,6 +84,7 @@ class Watch:
         self._wire.knock()
         self._thread.join()
         self._signals.ignore()
+        self._wire.part(1.0)
         self._wire.close()
 
     def _let_go(self) -> None:
@@ -187,6 +189,8 @@ class Watch:
             self._speak(cause)
         else:
             time.sleep(_QUIET_SECONDS)
+        if self._roll is not None:
+            self._wire.part(_PARTING_SECONDS)
         leave(cause.code)
 
     def _speaks_for(self, cause: Cause) -> bool:
@@ -221,6 +225,7 @@ class Watch:
         self._wire.send({"verdict" if self._world.is_main else "aborted": cause.as_json()})
         if self._world.is_main:
             self._speak(cause)
+        self._wire.part(1.0)
         leave(cause.code)
 
     def _place(self) -> Place:

@@ -11,6 +11,7 @@ import secrets
 import selectors
 import socket
 import threading
+import time
 from typing import Any
 
 from pipeline.dist import World, from_main, wait_for_all
@@ -18,6 +19,8 @@ from pipeline.dist import World, from_main, wait_for_all
 Message = dict[str, Any]
 
 _OPENING_SECONDS = 60.0
+_INTRODUCTION_SECONDS = 5.0
+_LONGEST_INTRODUCTION = 256  # bytes
 _MOST_KEPT = 1 << 20  # bytes for one peer
 _CHUNK = 1 << 16
 
@@ -36,6 +39,12 @@ class _Peer:
             self.going += json.dumps(message).encode() + b"\n"
         with contextlib.suppress(OSError):  # a broken one is noticed where it is read
             self.going = self.going[self.connection.send(self.going) :]
+
+    def end(self) -> None:
+        """Says all that is kept, as far as the system takes it, and that nothing more will come."""
+        with contextlib.suppress(OSError):
+            self.going = self.going[self.connection.send(self.going) :]
+            self.connection.shutdown(socket.SHUT_WR)
 
     def receive(self) -> list[Message] | None:
         """The messages that have come; None when the connection has ended."""
@@ -99,6 +108,19 @@ class Wire:
                 found += [(peer.rank, each) for each in messages]
         return found, knocks
 
+    def part(self, seconds: float) -> None:
+        """Says no more, and waits that long at most until the others have nothing to say either.
+
+        A process that ends with something unread resets its connections, and its last words are
+        lost where the other has not read them yet.
+        """
+        with self._sending:
+            for peer in self._peers:
+                peer.end()
+        until = time.monotonic() + seconds
+        while self._peers and (left := until - time.monotonic()) > 0:
+            self.receive(left)
+
     def close(self) -> None:
         """Ends all connections."""
         for peer in self._peers:
@@ -120,10 +142,7 @@ def _meet(world: World) -> list[_Peer]:
         server.settimeout(_OPENING_SECONDS)
         while len(peers) < world.size - 1:
             connection = server.accept()[0]
-            connection.settimeout(_OPENING_SECONDS)
-            with connection.makefile("r", encoding="utf-8") as lines:
-                said = lines.readline()
-            rank, known = _introduction(said)
+            rank, known = _introduction(connection)
             if known == word:
                 peers.append(_Peer(rank, connection))
             else:
@@ -131,9 +150,12 @@ def _meet(world: World) -> list[_Peer]:
     return peers
 
 
-def _introduction(said: str) -> tuple[int, str]:
+def _introduction(connection: socket.socket) -> tuple[int, str]:
+    """Who has come, and the word; a stranger may say anything, or nothing."""
+    connection.settimeout(_INTRODUCTION_SECONDS)
     try:
-        rank, word = json.loads(said)
+        with connection.makefile("rb") as lines:
+            rank, word = json.loads(lines.readline(_LONGEST_INTRODUCTION))
         return int(rank), str(word)
-    except (ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         return -1, ""

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.callbacks.monitor import Board, Monitor
+from pipeline.callbacks.board import Board
+from pipeline.callbacks.monitor import Monitor
 from pipeline.dist import World
 from pipeline.progress import Progress
 from pipeline.trainer import StepRecord
@@ -24,7 +26,7 @@ STEPS = 23
 def curve(folder: Path, tag: str = "train/loss") -> list[tuple[int, float]]:
     board = EventAccumulator(str(folder))
     board.Reload()
-    return [(event.step, event.value) for event in board.Scalars(tag)]
+    return [(event.step, event.value) for event in board.Scalars(f"st_align/{tag}")]
 
 
 def record(step: int) -> StepRecord:
@@ -46,7 +48,7 @@ def record(step: int) -> StepRecord:
 
 def train(folder: Path, progress: Progress, until: int, *, saves: int = 4) -> Progress:
     """Steps of a run that saves every `saves` steps; returns what its last checkpoint holds."""
-    board = Board(folder, WORLD, done=progress.step)
+    board = Board(folder, WORLD, prefix="st_align", done=progress.step)
     trainer: Any = SimpleNamespace(progress=progress, world=WORLD, finished=False)
     monitor = Monitor(board, "test", total_steps=STEPS, log_every=5)
     monitor.on_start(trainer)
@@ -84,8 +86,47 @@ def test_a_killed_run_that_is_gone_on_with_has_the_curve_of_a_whole_one(
     assert gone_on.train_loss == whole.train_loss
 
 
+def test_what_an_earlier_start_has_measured_of_the_last_step_is_not_shown_twice(
+    tmp_path: Path,
+) -> None:
+    """Each start ends without closing, as if killed, and goes on from the checkpoint of step 4."""
+    first = Board(tmp_path, WORLD, prefix="st_align", done=0)
+    first.scalars({"train/loss": 1.0}, 4)
+    first.scalars({"train/loss": 9.0}, 5)
+    starts = [first]
+    picture = Image.new("RGB", (2, 2))
+    for start in range(3):
+        time.sleep(1.1)  # event files are ordered by the second in which they were begun
+        starts.append(Board(tmp_path, WORLD, prefix="st_align", done=4, again=True))
+        starts[-1].scalars({"val/loss": 2.0}, 4)
+        if start:  # the first was killed between the two
+            starts[-1].image("val/samples", picture, 4)
+        starts[-1].scalars({"train/loss": 3.0, "val/loss": 4.0 + start}, 5)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert curve(tmp_path) == [(4, 1.0), (5, 3.0)]
+    assert curve(tmp_path, "val/loss") == [(4, 2.0), (5, 6.0)]
+    assert [each.step for each in events.Images("st_align/val/samples")] == [4]
+    for each in starts:
+        each.close()
+
+
+def test_what_a_start_has_hidden_is_shown_again(tmp_path: Path) -> None:
+    hidden = Board(tmp_path, WORLD, prefix="st_align", done=0)
+    hidden.scalars({"val/loss": 1.0}, 4)
+    time.sleep(1.1)
+    back = Board(tmp_path, WORLD, prefix="st_align", done=2)  # from an older checkpoint
+    back.scalars({"train/loss": 5.0}, 4)
+    time.sleep(1.1)
+    last = Board(tmp_path, WORLD, prefix="st_align", done=4, again=True)
+    last.scalars({"val/loss": 2.0}, 4)
+    assert curve(tmp_path, "val/loss") == [(4, 2.0)]
+    for each in (hidden, back, last):
+        each.close()
+
+
 def test_points_are_on_disk_at_once(tmp_path: Path) -> None:
-    board = Board(tmp_path, WORLD, done=0)
+    board = Board(tmp_path, WORLD, prefix="st_align", done=0)
     board.scalars({"train/loss": 1.5}, 1)
     assert curve(tmp_path) == [(1, 1.5)]
     board.close()

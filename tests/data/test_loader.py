@@ -182,6 +182,28 @@ def test_features_are_computed_once_and_read_back(manifest: Manifest, tmp_path: 
     assert torch.equal(cached_again(reader, raw, shard, record), cached(reader, raw, shard, record))
 
 
+def test_what_a_killed_process_was_writing_goes_and_what_another_writes_stays(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    abandoned, written = (tmp_path / f".shard-000001.npy.{name}" for name in ("1", "2"))
+    for each in (abandoned, written):
+        each.write_bytes(b"half")
+    os.utime(abandoned, (0, 0))
+    reader = ShardReader(manifest, max_pixels=10_000)
+    encode_shards(
+        reader,
+        DecodedImages(to_tensor, 4),
+        lambda images: images.flatten(1)[:, :5],
+        tmp_path,
+        rank=0,
+        ranks=1,
+        shape=(5,),
+        workers=0,
+    )
+    shards = feature_files(tmp_path, len(manifest.shards))
+    assert set(tmp_path.iterdir()) == {written, *shards}
+
+
 def cut_short(file: Path) -> None:
     os.truncate(file, file.stat().st_size - 1)
 

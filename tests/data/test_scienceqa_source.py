@@ -115,6 +115,7 @@ def test_of_several_files_the_first_that_holds_a_pid_counts(data: Path) -> None:
     [
         ({"answer": 3}, "answer 3 is no index of its 3 choices"),
         ({"answer": -1}, "answer -1 is no index"),
+        ({"caption": 7}, "caption is 7, no text"),
         ({"answer": "A"}, "answer 'A' is no index"),
         ({"answer": True}, "answer True is no index"),
         ({"split": "dev"}, "unknown split 'dev'"),

@@ -3,11 +3,14 @@
     deepspeed --num_gpus 2 tests/dist/average_program.py FOLDER
 
 Trains a small module under every ZeRO stage and precision, once whole and once stopped, saved and
-loaded half-way. Writes FOLDER/STAGE-PRECISION.json: how far the two averages are apart, whether the
-resumed run equals the whole one, and whether a forward pass after settling is the export's.
+loaded half-way; a step whose loss is not finite on one rank comes first. Writes
+FOLDER/STAGE-PRECISION.json: how far the two averages are apart, whether the resumed run equals the
+whole one, whether a forward pass after settling is the export's (which is blended, too), and
+whether the steps that are not finite were skipped.
 """
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -17,7 +20,7 @@ from torch import nn
 
 from pipeline import dist
 from pipeline.config import CheckpointsConfig, PhaseConfig
-from pipeline.engine import Engine, dtype_of
+from pipeline.engine import Engine, StepResult, dtype_of
 from pipeline.identity import Identity
 from pipeline.phases import Group
 from pipeline.progress import Progress
@@ -46,26 +49,37 @@ def build(stage: int, precision: str, folder: Path, world: dist.World) -> Engine
     return Engine(module, groups, phase, name="test", precision=precision, world=world)
 
 
-def step(engine: Engine, number: int, precision: str) -> None:
-    """One step; the data is the step's and the rank's."""
+def halved(name: str, value: torch.Tensor) -> torch.Tensor:
+    """A blend that must not be applied twice."""
+    return 0.5 * value
+
+
+def step(engine: Engine, number: int, precision: str, *, plus: float = 0.0) -> StepResult:
+    """One step; the data is the step's and the rank's. plus: to the loss of the last rank."""
     engine.set_lr(0.05 / (1 + number))
     generator = torch.Generator().manual_seed(10 * number + engine.world.rank)
     batch = torch.randn(4, 6, generator=generator).to(dtype_of(precision))
-    engine.backward(engine(batch).float().square().mean() / engine.world.size)
-    engine.step()
+    loss = engine(batch).float().square().mean() / engine.world.size
+    engine.backward(loss + plus if engine.world.rank == engine.world.size - 1 else loss)
+    return engine.step()
 
 
 def one(stage: int, precision: str, folder: Path, world: dist.World) -> dict[str, float]:
     """What is written for one stage and precision."""
     engine = build(stage, precision, folder, world)
     by_hand = engine.trained_tensors()
+    bad = [step(engine, 90, precision, plus=each) for each in (math.nan, math.inf)]
+    after_bad = engine.trained_tensors()
+    skipped = all(each.skipped for each in bad)
+    skipped &= all(torch.equal(by_hand[n], after_bad[n]) for n in by_hand)
     for number in range(STEPS):
         step(engine, number, precision)
         now = engine.trained_tensors()
         by_hand = {n: DECAY * by_hand[n] + (1 - DECAY) * now[n] for n in by_hand}
-    last = engine.trained_tensors()
-    engine.settle()
-    whole = engine.trained_tensors()
+    by_hand = {n: halved(n, each) for n, each in by_hand.items()}
+    last = engine.trained_tensors(halved)
+    engine.settle(halved)
+    whole = engine.trained_tensors(halved)
     probe = torch.ones(1, 6, dtype=dtype_of(precision))
     after = engine(probe).float().detach()
     engine.close()
@@ -78,8 +92,8 @@ def one(stage: int, precision: str, folder: Path, world: dist.World) -> dict[str
     load_checkpoint(path, engine, IDENTITY)
     for number in range(HALF, STEPS):
         step(engine, number, precision)
-    engine.settle()
-    resumed = engine.trained_tensors()
+    engine.settle(halved)
+    resumed = engine.trained_tensors(halved)
     engine.close()
     if not world.is_main:
         return {}
@@ -88,6 +102,7 @@ def one(stage: int, precision: str, folder: Path, world: dist.World) -> dict[str
         "apart": max(float((whole[n] - by_hand[n]).abs().max()) for n in whole),
         "moved": max(float((whole[n] - last[n]).abs().max()) for n in whole),
         "resumed": float(all(torch.equal(whole[n], resumed[n]) for n in whole)),
+        "skipped": float(skipped),
         "forward": float((plain(probe).float() - after).detach().abs().max()),
     }
 

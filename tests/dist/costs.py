@@ -12,24 +12,17 @@ from torch import Tensor
 from pipeline.answering import choose_options
 from pipeline.config import Config
 from pipeline.data.collate import LanguageBatch, to_device
-from pipeline.data.loader import Pass
 from pipeline.dist import World, sum_over_ranks
 from pipeline.evaluation.cost import GENERATED
-from pipeline.evaluation.loading import chosen_export, load_for_scoring, rows_to_score
+from pipeline.evaluation.loading import open_for_scoring
 from pipeline.models.counting import counting
 from pipeline.models.multimodal import MultimodalLM
-from pipeline.splits import open_split
 
 
 def count_costs(config: Config, world: World, file: Path) -> None:
     """Writes {way: [passes, positions], ...} over all ranks; the recipe's batch must be 1."""
-    split = open_split(config, config.evaluate.split)
-    loaded = load_for_scoring(config, chosen_export(config, world), split, world)
-    model, plan = loaded.built.model, split.in_order(world.size, config.evaluate.records)
-
-    def rows(kind: str) -> Pass:
-        return Pass(rows_to_score(config, loaded.built, split, plan, world, kind), workers=0)
-
+    scoring = open_for_scoring(config, world, "questions")
+    loaded, model, rows = scoring.loaded, scoring.model, scoring.rows
     chosen = choose_options(model, rows("options")(), device=world.device, dtype=loaded.dtype)
     taken = {"likelihood": [chosen.cost.passes, chosen.cost.positions]}
     taken |= {"cached": [0, 0], "uncached": [0, 0]}
@@ -46,7 +39,7 @@ def count_costs(config: Config, world: World, file: Path) -> None:
             ]
     summed = {way: sum_over_ranks(counts, world) for way, counts in taken.items()}
     if world.is_main:
-        file.write_text(json.dumps({**summed, "questions": plan.records}))
+        file.write_text(json.dumps({**summed, "questions": scoring.plan.records}))
 
 
 def generate(model: MultimodalLM, batch: LanguageBatch, *, synced: bool) -> Tensor:

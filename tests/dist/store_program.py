@@ -224,6 +224,10 @@ def a_phase(folder: Path, recipe: str, world: dist.World) -> dict[str, Any]:
     except CheckpointError as error:
         seen["gave up"] = str(error)
     seen["warned"] = [each for each in lines.lines if "could not be written" in each]
+
+    unwritable = (f"checkpoints.staging={folder / 'a-file'}", "checkpoints.attempts=5")
+    run("unsaved", "st_align.stop_after=2", "st_align.checkpoint_every=100", *unwritable)
+    seen["tried"] = sum("in a row that end the run" in each for each in lines.lines)
     return seen
 
 

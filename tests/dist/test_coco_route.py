@@ -72,7 +72,7 @@ def test_its_photographs_get_the_same_captions_as_files(route: Path) -> None:
     for name in expected:
         shutil.copy(require_shared("data", "coco", "images", name), route / "photos")
     arguments = [f"checkpoint={route / 'runs' / 'run'}", f"images={route / 'photos'}"]
-    said = succeeded(launch("stages/caption.py", arguments, ranks=1, launcher="python"))
+    said = succeeded(launch("stages/caption.py", arguments, ranks=1))
     assert "3 images captioned, 3 on the sheet; skipped: none" in said
     captions = lines_of(route / "runs" / "run" / "captions" / "photos" / "captions.jsonl")
     assert {each["file"]: each["caption"] for each in captions} == expected

@@ -46,7 +46,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measured(arguments: list[str], ranks: int) -> list[dict[str, int]]:
     """Bytes of each rank above what importing takes."""
-    said = succeeded(launch("tests/dist/loading_program.py", arguments, ranks=ranks))
+    said = succeeded(
+        launch("tests/dist/loading_program.py", arguments, ranks=ranks, launcher="deepspeed")
+    )
     line = next(each for each in said.splitlines() if "MEASURED " in each)
     return json.loads(line.partition("MEASURED ")[2])
 

@@ -244,8 +244,8 @@ def test_wrong_targets_are_found_before_anything_is_trained(runs: Path) -> None:
 def test_tensorboard_shows_each_rate_once(runs: Path) -> None:
     board = EventAccumulator(str(runs / "whole" / "llm_tune" / "tensorboard"))
     board.Reload()
-    rates = [tag for tag in board.Tags()["scalars"] if tag.startswith("lr/")]
-    assert sorted(rates) == ["lr/llm", "lr/st"]
+    rates = [tag for tag in board.Tags()["scalars"] if tag.startswith("llm_tune/lr/")]
+    assert sorted(rates) == ["llm_tune/lr/llm", "llm_tune/lr/st"]
 
 
 def test_the_blend_is_exact_at_both_ends_and_linear_between(runs: Path) -> None:
@@ -286,3 +286,4 @@ def test_every_zero_stage_averages_as_one_would_by_hand(tmp_path: Path) -> None:
             assert found["moved"] > 1e-3, (stage, precision, found)
             assert found["resumed"] == 1.0, (stage, precision, found)
             assert found["forward"] <= 1e-6, (stage, precision, found)
+            assert found["skipped"] == 1.0, (stage, precision, found)

@@ -23,7 +23,7 @@ CASES = [
 
 @pytest.fixture(scope="module", params=[1, 2])
 def measured(request: pytest.FixtureRequest) -> list[dict]:
-    done = launch("tests/dist/memory_program.py", CASES, ranks=request.param)
+    done = launch("tests/dist/memory_program.py", CASES, ranks=request.param, launcher="deepspeed")
     lines = succeeded(done).splitlines()
     found = [json.loads(line.partition("MEASURED ")[2]) for line in lines if "MEASURED " in line]
     assert len(found) == len(CASES)

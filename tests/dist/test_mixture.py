@@ -62,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scalars(run: Path, tag: str) -> dict[int, float]:
     board = EventAccumulator(str(run / "st_align" / "tensorboard"))
     board.Reload()
-    return {event.step: event.value for event in board.Scalars(tag)}
+    return {event.step: event.value for event in board.Scalars(f"st_align/{tag}")}
 
 
 def test_resume_is_exact_and_ranks_change_no_loss(runs: Path) -> None:

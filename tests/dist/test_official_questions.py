@@ -29,11 +29,10 @@ def test_an_official_file_is_imported_and_scored_without_training(tmp_path: Path
         "stages/export.py",
         [*arguments, f"official={file}", f"out={out}"],
         ranks=1,
-        launcher="python",
     )
     assert f"{len(tensors)} tensors of LaVIN" in succeeded(done)
     scored = [*arguments, f"evaluate.export={out}"]
-    done = launch("stages/evaluate.py", scored, ranks=1, launcher="python")
+    done = launch("stages/evaluate.py", scored, ranks=1)
     assert "G7-12     Avg" in succeeded(done)
     results = tmp_path / "runs" / "lavin" / "evaluate" / "test" / "results.json"
     assert len(json.loads(results.read_text())["results"]) == 10
@@ -44,9 +43,7 @@ def test_a_file_that_lacks_tensors_is_one_line_that_names_them(tmp_path: Path) -
     recipe(tmp_path, "lavin")
     torch.save({"module.adapter_modality_embedding.weight": torch.ones(2, 16)}, tmp_path / "l.pth")
     arguments = [f"recipe={tmp_path / 'lavin.yaml'}", f"official={tmp_path / 'l.pth'}"]
-    done = launch(
-        "stages/export.py", [*arguments, f"out={tmp_path / 'x'}"], ranks=1, launcher="python"
-    )
+    done = launch("stages/export.py", [*arguments, f"out={tmp_path / 'x'}"], ranks=1)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (line,) = [each for each in done.stderr.splitlines() if each.startswith("error: ")]
     assert "it lacks adapters.layers.0.down.bias, " in line and "st.up.weight" in line

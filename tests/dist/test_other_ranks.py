@@ -62,7 +62,9 @@ class Runs:
     def launch(self, name: str, ranks: int, plan: Plan, **variables: str) -> None:
         path = self.folder / f"{name}.json"
         path.write_text(json.dumps(plan))
-        done = launch("tests/dist/phases_program.py", [str(path)], ranks=ranks, variables=variables)
+        program = ("tests/dist/phases_program.py", [str(path)])
+        how = "deepspeed" if variables else "warm"  # which has its number of threads already
+        done = launch(*program, ranks=ranks, launcher=how, variables=variables)
         self.output[name] = succeeded(done)
 
 
@@ -77,7 +79,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs.launch("one", 1, one)
     same = [*runs.phases("same")[0][1], "deterministic=true"]
     variables = {"OMP_NUM_THREADS": "2"}
-    succeeded(launch("stages/encoder_adapt.py", same, ranks=1, variables=variables))
+    program = ("stages/encoder_adapt.py", same)
+    succeeded(launch(*program, ranks=1, launcher="python", variables=variables))
     changes = ["PHASE.micro_batch=3", "data.workers=1", "PHASE.log_every=1"]
     runs.launch("three", 3, runs.phases("from2on3", *changes))
     four = [*runs.phases("from2on4"), *runs.phases("four"), *runs.stopped("from4")]

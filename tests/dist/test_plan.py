@@ -15,7 +15,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*"))
 
 
-@pytest.mark.parametrize(("launcher", "ranks"), [("python", 1), ("deepspeed", 2)])
+@pytest.mark.parametrize(("launcher", "ranks"), [("python", 1), ("warm", 2)])
 def test_a_plan_is_printed_once_and_leaves_nothing(
     tmp_path: Path, launcher: str, ranks: int
 ) -> None:
@@ -42,7 +42,7 @@ def test_a_wrong_recipe_is_one_line_and_code_2(
     recipe = f"recipe={build(tmp_path)}"
     before = files(tmp_path)
     arguments = [recipe, change, "evaluate.metrics=[quick_cider]"]
-    done = launch(f"stages/{stage}.py", arguments, ranks=1, launcher="python")
+    done = launch(f"stages/{stage}.py", arguments, ranks=1)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and expected in line

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import PHASES
+from pipeline.config import PHASES, PrepareConfig
 from pipeline.data.loader import Share, StepDataset
+from pipeline.data.prepare import prepare
+from pipeline.evaluation.mme_files import GENERATED, LIKELIHOOD
 from pipeline.evaluation.scienceqa import read_results
 from pipeline.export_files import ExportTensors
 from pipeline.models.encoder import load_clip
@@ -20,6 +22,7 @@ from pipeline.recipe import load_recipe
 from pipeline.splits import Images, caption_dataset, open_training, pair_dataset
 from tests.dist.launch import launch, succeeded
 from tests.dist.test_training import scalars, summary
+from tests.evaluation.test_mme_runner import put_mme
 from tests.tiny import TIGHT_ZERO3, write_questions
 
 pytestmark = pytest.mark.dist
@@ -34,6 +37,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("science")
     tight = folder / "tight.json"
     tight.write_text(json.dumps(TIGHT_ZERO3))
+    put_mme(folder / "raw-mme")
+    asked = PrepareConfig(
+        source="mme", images=str(folder / "raw-mme"), out=str(folder / "mme"), workers=0
+    )
+    prepare(asked, report=lambda line: None)
     for family in FAMILIES:
         recipe = f"recipe={write_questions(folder, family, ds_config=str(tight))}"
         two = [("prepare", [recipe]), ("pretrain", [recipe, f"name={family}-base"])]
@@ -58,6 +66,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         counted = [f"name={family}", tuned, partitioned, "evaluate.records=4", "evaluate.batch=1"]
         two.append(("costs", [recipe, *counted]))
         one += [scored, alone]
+        mme = [tuned, "evaluate.task=mme", f"evaluate.shards={folder / 'mme'}", "evaluate.batch=3"]
+        mme += ["evaluate.beams=1", "evaluate.max_new_tokens=6"]
+        two.append(("evaluate", [recipe, f"name={family}-mme-two", *mme, partitioned]))
+        one.append(("evaluate", [recipe, f"name={family}-mme-one", *mme]))
         if family == "llama_adapter":  # V1's text model, trained and scored by itself
             blind = [f"{each}.enabled=false" for each in ("encoder_adapt", "st_align")]
             blind += ["llama_adapter.sees_images=false", f"name={family}-text"]
@@ -211,6 +223,22 @@ def test_two_partitioned_ranks_say_what_one_says_without_deepspeed(runs: Path, f
     assert metrics[0]["texts_cut"] == metrics[1]["texts_cut"]
     unparsed = sum(index < 0 for index in results[0]["results"].values())
     assert metrics[0]["benchmark"]["unparsed"] == unparsed
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_partitioned_ranks_answer_mme_as_one_without_deepspeed(runs: Path, family: str) -> None:
+    """Seven images in batches of three: the last step is a dummy's on rank 1."""
+    two, one = (runs / f"{family}-mme-{n}" / "evaluate" / "mme-test" for n in ("two", "one"))
+    for way in (GENERATED, LIKELIHOOD):
+        names = [sorted(each.name for each in (folder / way).iterdir()) for folder in (two, one)]
+        assert names == [["OCR.txt", "existence.txt"]] * 2
+        assert all((two / way / n).read_bytes() == (one / way / n).read_bytes() for n in names[0])
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (two, one)]
+    for key in ("generated", "likelihood", "scores", "records", "skipped"):
+        assert metrics[0][key] == metrics[1][key]
+    assert metrics[0]["records"] == 7
+    assert metrics[0]["loss"] == pytest.approx(metrics[1]["loss"], rel=1e-5)
+    assert (two / "samples.jsonl").read_bytes() == (one / "samples.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -22,7 +22,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     require_system("java")
     folder = tmp_path_factory.mktemp("stages")
     recipe = f"recipe={write_recipe(folder)}"
-    succeeded(launch("stages/evaluate.py", [recipe], ranks=2))
+    succeeded(launch("stages/evaluate.py", [recipe], ranks=2, launcher="deepspeed"))
     return folder, recipe
 
 
@@ -57,7 +57,7 @@ def test_the_same_scores_on_one_rank_under_torchrun(whole: tuple[Path, str]) -> 
 def test_the_baseline_and_the_report(whole: tuple[Path, str]) -> None:
     folder, recipe = whole
     baseline = [recipe, "baseline=true", "evaluate.metrics=[quick_cider]"]
-    succeeded(launch("stages/evaluate.py", baseline, ranks=1, launcher="python"))
+    succeeded(launch("stages/evaluate.py", baseline, ranks=1))
     runs = folder / "runs"
     seen = [
         json.loads((runs / "tiny" / phase / "summary.json").read_text())["records_seen"]
@@ -66,7 +66,7 @@ def test_the_baseline_and_the_report(whole: tuple[Path, str]) -> None:
     base = json.loads((runs / "tiny-baseline" / "llm_tune" / "summary.json").read_text())
     assert abs(base["records_seen"] - sum(seen)) <= 12  # one global batch
     assert not (runs / "tiny-baseline" / "st_align").exists()
-    report = succeeded(launch("stages/report.py", [recipe], ranks=1, launcher="python"))
+    report = succeeded(launch("stages/report.py", [recipe], ranks=1))
     for part in ("baseline", "EIM", "CIDEr", "llm_tune", "tensorboard --logdir"):
         assert part in report
 
@@ -78,9 +78,9 @@ def test_a_finished_phase_is_skipped_and_another_recipe_is_refused(
     weights = folder / "runs" / "tiny" / "st_align" / "export" / "weights.safetensors"
     before = weights.stat().st_mtime_ns
     harmless = [recipe, "st_align.log_every=3"]
-    again = launch("stages/st_align.py", harmless, ranks=1, launcher="python")
+    again = launch("stages/st_align.py", harmless, ranks=1)
     assert "st_align      is finished already" in succeeded(again)
-    other = launch("stages/st_align.py", [recipe, "st_align.lr=5e-3"], ranks=1, launcher="python")
+    other = launch("stages/st_align.py", [recipe, "st_align.lr=5e-3"], ranks=1)
     assert other.returncode == 2
     assert "overwrite=true" in other.stderr.splitlines()[-1]
     assert weights.stat().st_mtime_ns == before
@@ -88,7 +88,7 @@ def test_a_finished_phase_is_skipped_and_another_recipe_is_refused(
 
 def test_a_predecessor_that_is_missing_is_named(whole: tuple[Path, str]) -> None:
     changes = [whole[1], "name=fresh", "make_missing=false"]
-    done = launch("stages/llm_tune.py", changes, ranks=1, launcher="python")
+    done = launch("stages/llm_tune.py", changes, ranks=1)
     assert done.returncode == 2
     assert "llm_tune starts from st_align, which is not finished" in done.stderr
     assert "Traceback" not in done.stderr
@@ -96,7 +96,7 @@ def test_a_predecessor_that_is_missing_is_named(whole: tuple[Path, str]) -> None
 
 def test_a_predecessor_of_another_recipe_is_refused(whole: tuple[Path, str]) -> None:
     changes = [whole[1], "st_align.lr=9", "make_missing=false", "overwrite=true"]
-    done = launch("stages/llm_tune.py", changes, ranks=1, launcher="python")
+    done = launch("stages/llm_tune.py", changes, ranks=1)
     assert done.returncode == 2
     assert "was made with other values: st_align.lr: " in done.stderr.splitlines()[-1]
 
@@ -106,7 +106,7 @@ def test_wrong_sizes_are_found_before_anything_is_encoded(whole: tuple[Path, str
     before = set((folder / "runs" / "features").iterdir())
     for change in ("data.max_tokens=127", "st.kind=transformer", "evaluate.metrics=[bleuu]"):
         arguments = [recipe, "name=other", change, "st.num_heads=5"]
-        done = launch("stages/evaluate.py", arguments, ranks=1, launcher="python")
+        done = launch("stages/evaluate.py", arguments, ranks=1)
         assert done.returncode == 2, change
         assert done.stderr.splitlines()[-1].startswith("error: "), change
     assert set((folder / "runs" / "features").iterdir()) == before
@@ -114,7 +114,7 @@ def test_wrong_sizes_are_found_before_anything_is_encoded(whole: tuple[Path, str
 
 def test_small_weights_of_other_settings_are_refused(whole: tuple[Path, str]) -> None:
     changes = [whole[1], "pretrain.scratch.llm_layers=3"]
-    done = launch("stages/st_align.py", changes, ranks=1, launcher="python")
+    done = launch("stages/st_align.py", changes, ranks=1)
     assert done.returncode == 2
     assert "holds weights made with other pretrain settings" in done.stderr.splitlines()[-1]
 
@@ -133,11 +133,11 @@ def test_a_checkpoint_cannot_run_code(whole: tuple[Path, str], tmp_path: Path) -
     folder, recipe = whole
     mark = tmp_path / "code-ran"
     arguments = [recipe, "name=attacked", "encoder_adapt.stop_after=2"]
-    succeeded(launch("stages/encoder_adapt.py", arguments, ranks=1, launcher="python"))
+    succeeded(launch("stages/encoder_adapt.py", arguments, ranks=1))
     checkpoints = folder / "runs" / "attacked" / "encoder_adapt" / "checkpoints"
     (states,) = checkpoints.glob("step-000002/engine/*model_states.pt")
     torch.save({"module": _Attack(f"touch {mark}")}, states)
-    done = launch("stages/encoder_adapt.py", arguments, ranks=1, launcher="python")
+    done = launch("stages/encoder_adapt.py", arguments, ranks=1)
     assert done.returncode == 2 and "none of the 1 checkpoints" in done.stderr
     # An attacker knows of the sizes and hashes too.
     complete = checkpoints / "step-000002" / "complete.json"
@@ -145,7 +145,7 @@ def test_a_checkpoint_cannot_run_code(whole: tuple[Path, str], tmp_path: Path) -
     entry = noted["files"][str(states.relative_to(complete.parent))]
     entry |= {"bytes": states.stat().st_size, "sha256": sha256_of(states)}
     complete.write_text(json.dumps(noted))
-    done = launch("stages/encoder_adapt.py", arguments, ranks=1, launcher="python")
+    done = launch("stages/encoder_adapt.py", arguments, ranks=1)
     assert done.returncode == 2 and "damaged or not ours" in done.stderr
     assert not mark.exists()
 

@@ -100,10 +100,17 @@ def test_a_run_that_cannot_write_says_so_and_ends_on_all_ranks(folder: Path) -> 
     assert len(one["warned"]) == 2 and "of step 1 could not be written (1 of 2" in one["warned"][0]
 
 
+def test_a_stop_without_a_checkpoint_says_so(folder: Path) -> None:
+    summary = json.loads((folder / "runs" / "unsaved" / "st_align" / "summary.json").read_text())
+    assert summary["state"] == "stopped"
+    assert "the checkpoint of step 2 could not be written" in summary["reason"]
+    assert seen(folder, "run")[0]["tried"] == 2
+
+
 def test_tensorboard_tells_what_checkpoints_cost(folder: Path) -> None:
     board = EventAccumulator(str(folder / "runs" / "whole" / "st_align" / "tensorboard"))
     board.Reload()
     for name in ("stalled_seconds", "complete_seconds", "bytes"):
-        values = {each.step: each.value for each in board.Scalars(f"checkpoint/{name}")}
+        values = {each.step: each.value for each in board.Scalars(f"st_align/checkpoint/{name}")}
         assert sorted(values) == [1, 2, 3]
         assert all(value > 0 for value in values.values())

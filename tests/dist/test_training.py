@@ -56,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scalars(run: Path, phase: str, tag: str) -> dict[int, float]:
     board = EventAccumulator(str(run / phase / "tensorboard"))
     board.Reload()
-    return {event.step: event.value for event in board.Scalars(tag)}
+    return {event.step: event.value for event in board.Scalars(f"{phase}/{tag}")}
 
 
 def summary(run: Path, phase: str) -> dict:
@@ -167,12 +167,12 @@ def test_tensorboard_shows_what_the_readme_says(runs: Path) -> None:
         "val/perplexity",
         "val/cider",
     }
-    assert expected <= set(board.Tags()["scalars"])
-    assert "val/samples" in board.Tags()["images"]
-    assert "recipe/text_summary" in board.Tags()["tensors"]
-    (image,) = board.Images("val/samples")[-1:]
+    assert {f"llm_tune/{each}" for each in expected} <= set(board.Tags()["scalars"])
+    assert "llm_tune/val/samples" in board.Tags()["images"]
+    assert "llm_tune/recipe/text_summary" in board.Tags()["tensors"]
+    (image,) = board.Images("llm_tune/val/samples")[-1:]
     assert image.width > 300 and image.height > 200
-    assert [event.step for event in board.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in board.Scalars("llm_tune/train/loss")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_terminal_shows_one_line_a_step_and_a_summary(runs: Path) -> None:

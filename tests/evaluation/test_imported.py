@@ -19,8 +19,8 @@ from pipeline.data.prompts import IGNORE
 from pipeline.data.scienceqa_prompts import Problem
 from pipeline.dist import World
 from pipeline.errors import CheckpointError
+from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.questions import answer_questions
-from pipeline.evaluation.results import output_folder
 from pipeline.evaluation.scienceqa import read_results
 from pipeline.export_files import ExportTensors, save_export
 from pipeline.interchange import export

@@ -13,16 +13,19 @@ from pipeline.data.conversation_rows import OPTIONS, MMERows, questions_of
 from pipeline.data.prepare import prepare
 from pipeline.data.prompts import IGNORE
 from pipeline.errors import DataError
+from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.mme import Answer, score
 from pipeline.evaluation.mme_files import read_results
 from pipeline.evaluation.mme_runner import answer_mme
-from pipeline.evaluation.results import output_folder
+from pipeline.evaluation.samples import read_samples, strata
 from pipeline.export_files import save_export
 from pipeline.models.scratch import create_clip, create_llm, train_tokenizer
 from pipeline.preflight import problems
+from pipeline.presence import Presence
 from pipeline.progress import Progress
 from pipeline.recipe import load_recipe
 from pipeline.splits import open_split
+from pipeline.stopping import Stopped
 from pipeline.tasks import prompt_rows, scored, scoring_rows
 from tests.data.samples import jpeg
 from tests.evaluation.test_questions import ALONE, build, logits_behind, questions, whole
@@ -156,7 +159,37 @@ def test_answers_are_those_of_one_by_one_and_lie_in_official_files(
     assert result["likelihood"] == score(likelier).as_dict()
     assert json.loads((folder / "metrics.json").read_text()) == result
     assert "existence 8 of 60" in result["table"] and (folder / "samples.png").is_file()
+    samples = read_samples(folder)
+    for name, value in result["scores"].items():
+        means = (sum(each.values()) / len(each) for each in strata(samples, name))
+        assert sum(means) == pytest.approx(value), name
+    assert "worst first" in (folder / "report.html").read_text()
     assert result["records"] == 7 and result["loss"] > 0 and result["skipped"] == {}
+
+
+class Impatient(Presence):
+    """Wants to stop after so many units of work."""
+
+    def __init__(self, beats: float) -> None:
+        super().__init__()
+        self.most = beats
+
+    def stop_asked(self) -> str | None:
+        return "SIGTERM" if self.beats >= self.most else None
+
+
+def test_a_stop_is_heeded_between_any_two_batches(config: Config, tmp_path: Path) -> None:
+    """Of the loss, of what is generated, and of yes against no; nothing is left half-made."""
+    decoded = replace(config.data, cache_features=False)  # encoding once has beats of its own
+    elsewhere = replace(config, runs=str(tmp_path), data=decoded)
+    whole = replace(ALONE, presence=Impatient(float("inf")))
+    answer_mme(replace(elsewhere, name="whole"), whole)
+    batches = -(-sum(SUBTASKS.values()) // config.evaluate.batch)
+    assert whole.presence.beats == 3 * batches
+    for beats in range(3 * batches):
+        with pytest.raises(Stopped, match="SIGTERM"):
+            answer_mme(elsewhere, replace(ALONE, presence=Impatient(beats)))
+    assert not output_folder(elsewhere).exists()
 
 
 def test_an_image_that_cannot_be_decoded_is_wrong_and_counted(

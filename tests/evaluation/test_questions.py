@@ -16,8 +16,8 @@ from pipeline.data.prompts import IGNORE, Row, row_of
 from pipeline.data.scienceqa_prompts import Problem
 from pipeline.dist import World
 from pipeline.errors import ConfigError
+from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.questions import answer_questions
-from pipeline.evaluation.results import output_folder
 from pipeline.evaluation.scienceqa import UNPARSED, read_results
 from pipeline.export_files import ExportTensors, save_export
 from pipeline.models.counting import counting

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from pipeline.config import PrepareConfig
 from pipeline.data.prepare import prepare
-from pipeline.evaluation.results import output_folder
+from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.runner import evaluate
+from pipeline.evaluation.samples import read_samples, strata
 from pipeline.models.scratch import train_tokenizer
 from pipeline.recipe import load_recipe
 from tests.data.samples import jpeg
@@ -45,4 +48,9 @@ def test_conversations_are_scored_by_their_last_answers(tmp_path: Path) -> None:
     folder = output_folder(made)
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     assert folder.name == "instruct-test" and len(lines) == 2
+    samples = read_samples(folder)
+    assert {each.asked.strip()[-5:] for each in samples} == {"here?", " one."}
+    (found,) = strata(samples, "ROUGE_L")
+    assert sum(found.values()) / 2 == pytest.approx(result["scores"]["ROUGE_L"])
+    assert 'content="default-src' in (folder / "report.html").read_text()
     assert {json.loads(line)["key"] for line in lines} == {"talk-1", "talk-2"}

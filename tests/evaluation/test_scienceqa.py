@@ -44,6 +44,13 @@ problems = st.dictionaries(
 )
 
 
+def test_a_problem_of_others_without_hint_and_image_is_scored() -> None:
+    bare = {"choices": ["a", "b"], "answer": 1, "subject": ["natural science"]}
+    scores = score({"1": bare}, {"1": 1})
+    assert scores.average.percent == 100 and scores.groups["NO"].count == 1
+    assert dict(scores.missing) == {"subject": 1, "grade": 1}
+
+
 @pytest.mark.parametrize(
     ("changes", "groups"),
     [
@@ -53,6 +60,7 @@ problems = st.dictionaries(
         ({"image": "image.png"}, {"NAT", "IMG", "G1-6"}),
         ({"image": "image.png", "hint": "x"}, {"NAT", "IMG", "TXT", "G1-6"}),
         ({"subject": None, "grade": "grade13"}, {"NO"}),
+        ({"subject": ["natural science"], "grade": 6}, {"NO"}),
     ],
 )
 def test_groups_are_the_benchmarks(changes: dict[str, Any], groups: set[str]) -> None:

@@ -104,7 +104,7 @@ def test_spice_joins_the_scores_and_its_failure_costs_no_other(
     monkeypatch.setattr(captions, "ptb_tokenize", list)
     java(tmp_path, monkeypatch, body)
     settings = EvaluateConfig(metrics=["quick_cider", "spice"], spice_models=str(models))
-    scores = results._scores(settings, PREDICTIONS, REFERENCES)
+    scores = results._scores(settings, PREDICTIONS, REFERENCES).totals
     assert scores.pop("CIDEr_quick") > 0
     assert scores == expected
 

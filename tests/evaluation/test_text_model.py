@@ -10,8 +10,8 @@ from pipeline.config import Config
 from pipeline.data.prepare import prepare
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.questions import answer_questions
-from pipeline.evaluation.results import output_folder
 from pipeline.evaluation.scienceqa import read_results
 from pipeline.explain.stages import explain_evaluate
 from pipeline.interchange import import_official

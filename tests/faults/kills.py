@@ -184,7 +184,7 @@ def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {
         name: [(event.step, event.value) for event in board.Scalars(name)]
         for name in board.Tags()["scalars"]
-        if name.startswith(_SCALARS)
+        if name.partition("/")[2].startswith(_SCALARS)
     }
 
 

@@ -1,22 +1,18 @@
-"""Starts the ranks of `cases_program.py` one by one, without a launcher that would meddle.
+"""Starts the ranks of `cases_program.py` without a launcher that would meddle.
 
 So a test sees what each rank does, when it ends, and with which code.
 """
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.helpers import REPOSITORY
+from tests.dist.launch import places
 from tests.small import build
 from tests.tiny import TIGHT_ZERO3
+from tests.warm import Rank, start_rank
 
 PROGRAM = "tests/faults/cases_program.py"
 
@@ -50,42 +46,27 @@ def small_recipe(folder: Path, **changes: Any) -> str:
     return f"recipe={build(folder, ds_config=str(tight), **shared | changes)}"
 
 
-def start(
-    folder: Path, cases: list[dict[str, Any]], *, ranks: int
-) -> list[subprocess.Popen[bytes]]:
+def start(folder: Path, cases: list[dict[str, Any]], *, ranks: int) -> list[Rank]:
     """The processes of a launch; their output goes into files of `folder`."""
     path = folder / "cases.json"
     path.write_text(json.dumps(cases))
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "RANK"))}
-    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    shared |= {"OMP_NUM_THREADS": "1", "EIM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    output, errors = ((folder / name).open("wb") for name in ("output", "errors"))
-    with output, errors:
-        return [
-            subprocess.Popen(
-                [sys.executable, "-u", PROGRAM, str(path)],
-                cwd=REPOSITORY,
-                env=kept | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=output,
-                stderr=errors,
-            )
-            for rank in range(ranks)
-        ]
+    shared = {"OMP_NUM_THREADS": "1", "EIM_THREADS": "1"}
+    streams = {name: folder / name for name in ("output", "errors")}
+    return [start_rank(PROGRAM, [str(path)], shared | place, **streams) for place in places(ranks)]
 
 
-def finish(processes: list[subprocess.Popen[bytes]], folder: Path, *, seconds: float) -> Ended:
+def finish(processes: list[Rank], folder: Path, *, seconds: float) -> Ended:
     """Waits until all have ended, kills what has not."""
     began = last = time.monotonic()
     codes: list[int | None] = [None] * len(processes)
     while None in codes and time.monotonic() - began < seconds:
         for rank, process in enumerate(processes):
-            if codes[rank] is None and process.poll() is not None:
-                codes[rank], last = process.returncode, time.monotonic()
+            if codes[rank] is None and process.exitcode is not None:
+                codes[rank], last = process.exitcode, time.monotonic()
         time.sleep(0.05)
     for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        process.kill()
+        process.join()
     output, errors = ((folder / name).read_text() for name in ("output", "errors"))
     at = time.time() - (time.monotonic() - last)
     return Ended(codes, last - began, at, output, errors)
@@ -102,10 +83,3 @@ def case(
     """A case; fault: rank (None: all), target, call, what."""
     named = None if fault is None else dict(zip(("rank", "target", "call", "what"), fault))  # noqa: B905
     return {"stage": stage, "arguments": arguments, "fault": named}
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

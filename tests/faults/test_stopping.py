@@ -19,9 +19,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.export_files import ExportTensors
-from tests.dist.launch import BIN
-from tests.faults.ranks import STEP, Ended, case, finish, free_port, run, small_recipe, start
+from tests.dist.launch import BIN, free_port
+from tests.faults.ranks import STEP, Ended, case, finish, run, small_recipe, start
 from tests.helpers import REPOSITORY
+from tests.warm import Rank
 
 pytestmark = pytest.mark.faults
 
@@ -116,7 +117,7 @@ def curve(run: Path, tag: str) -> list[tuple[int, float]]:
     """As TensorBoard shows it; a step that was written twice is there twice."""
     board = EventAccumulator(str(run / "st_align" / "tensorboard"))
     board.Reload()
-    return [(each.step, each.value) for each in board.Scalars(tag)]
+    return [(each.step, each.value) for each in board.Scalars(f"st_align/{tag}")]
 
 
 def test_a_stop_while_features_are_cached_leaves_no_half_made_file(
@@ -167,9 +168,9 @@ def test_a_second_signal_ends_all_ranks_at_once_and_the_older_checkpoint_stays(
     processes = start(tmp_path, [case(slow, fault=(1, STEP, 7, "hang"))], ranks=2)
     wait_for(lambda: any(checkpoints.glob("step-000005")), processes)
     time.sleep(2)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].terminate()
     time.sleep(2.5)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].terminate()
     ended = finish(processes, tmp_path, seconds=20)
     assert ended.codes == [143, 143], ended.errors[-3000:]
     assert ended.seconds < 4
@@ -224,14 +225,18 @@ def test_ending_the_launcher_stops_the_run_in_good_order(tmp_path: Path, launche
     assert "error" not in written.read_text().splitlines()[-1]
 
 
+def _code(process: Rank | subprocess.Popen[bytes]) -> int | None:
+    return process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
+
+
 def wait_for(
     condition: Callable[[], object],
-    processes: Sequence[subprocess.Popen[bytes]],
+    processes: Sequence[Rank | subprocess.Popen[bytes]],
     seconds: float = 120,
 ) -> None:
     """Until the condition is true; fails where a process ends before."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited in vain"
-        assert all(each.poll() is None for each in processes), "a process ended too early"
+        assert all(_code(each) is None for each in processes), "a process ended too early"
         time.sleep(0.1)

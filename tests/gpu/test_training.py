@@ -106,7 +106,7 @@ def _agree(first: Path, second: Path, phase: str, *, tolerance: float) -> None:
     for run in (first, second):
         board = EventAccumulator(str(run / phase / "tensorboard"))
         board.Reload()
-        losses.append({each.step: each.value for each in board.Scalars("train/loss")})
+        losses.append({each.step: each.value for each in board.Scalars(f"{phase}/train/loss")})
     assert losses[0].keys() == losses[1].keys() and losses[0]
     for step, loss in losses[1].items():
         assert losses[0][step] == pytest.approx(loss, rel=tolerance), (phase, step)

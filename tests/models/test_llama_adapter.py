@@ -283,6 +283,7 @@ def test_slots_are_refused(tmp_path: Path) -> None:
         ({"prefix": 4}, r"st\.prefix_length: 4 embeddings .* set it to 1"),
         ({"max_tokens": 32}, r"data\.max_tokens: 32 tokens .* at most 31 fit"),
         ({"max_new_tokens": 32}, r"evaluate\.max_new_tokens"),
+        ({"bias_scale": 1, "rank": 2}, r"bias_scale=true and llm\.lora\.rank=2 .* use one of them"),
     ],
 )
 def test_what_cannot_fit_is_refused_before_anything_is_loaded(
@@ -292,6 +293,8 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(
     cfg.llama_adapter.layers = changes.get("layers", 2)
     cfg.llama_adapter.early_layers = changes.get("early_layers", 0)
     cfg.llama_adapter.sees_images = not changes.get("blind", 0)
+    cfg.llama_adapter.bias_scale = bool(changes.get("bias_scale", 0))
+    cfg.llm.lora.rank = changes.get("rank", 0)
     cfg.st.prefix_length = changes.get("prefix", 1)
     cfg.data.max_tokens = changes.get("max_tokens", 20)
     cfg.evaluate.max_new_tokens = changes.get("max_new_tokens", 20)

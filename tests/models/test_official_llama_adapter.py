@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.adaption import AdaptionPrompts
 from pipeline.models.decoder import decoder
 from pipeline.models.official_llama_adapter import read_adapter
@@ -35,7 +35,7 @@ def test_a_checkpoint_fills_all_prompts_and_names_the_rest(
     tmp_path: Path, wrapped: bool, prefix: str
 ) -> None:
     tensors = published()
-    more = {"layers.0.attention.wq.weight": torch.ones(2), "visual_blocks.0": torch.ones(1)}
+    more = {"layers.0.attention.wq.weight": torch.ones(2)}
     saved: Any = {prefix + name: each for name, each in {**tensors, **more}.items()}
     whole = {"model": saved, "epoch": 4, "args": Namespace(blr=9e-3)}
     torch.save(whole if wrapped else saved, tmp_path / "adapter.pth")
@@ -48,9 +48,14 @@ def test_a_checkpoint_fills_all_prompts_and_names_the_rest(
     assert torch.equal(prompts.late[0].gate, tensors["layers.1.attention.gate"].float().flatten())
     assert found.unused == ("layers.0.attention.gate",)
     assert found.frozen == ("layers.0.attention.wq.weight",)
-    assert found.unknown == ("visual_blocks.0",)
     said = " ".join(found.remarks())
-    assert all(name in said for name in (*found.unused, *found.frozen, *found.unknown))
+    assert all(name in said for name in (*found.unused, *found.frozen))
+
+
+def test_more_layers_than_the_model_has_are_refused_by_their_key(tmp_path: Path) -> None:
+    torch.save(published(), tmp_path / "adapter.pth")
+    with pytest.raises(ConfigError, match=r"llama_adapter.layers=3: the language model has 2;"):
+        read(tmp_path / "adapter.pth", layers=3)
 
 
 def test_prompts_go_to_the_layers_from_below_upwards(tmp_path: Path) -> None:
@@ -70,6 +75,16 @@ def test_prompts_go_to_the_layers_from_below_upwards(tmp_path: Path) -> None:
         (published(), {"length": 2}, "3 prompts are not 2 in each of 1 layers"),
         (published() | {"adapter_query.weight": torch.ones(())}, {}, "0 prompts are not 3 in each"),
         (published(), {"depth": 3}, "lacks layers.2.attention.gate;"),
+        (
+            published() | {f"visual_blocks.{i}": torch.ones(1) for i in (0, 1)},
+            {},
+            "has not: visual_blocks.0, visual_blocks.1;",
+        ),
+        (
+            published() | {"adapter_query.weight": torch.full((3, tiny.WIDTH), torch.nan)},
+            {},
+            "adaption.late.0.prompt is not finite",
+        ),
         ([1], {}, "it is no state dict"),
         ({"model": {"x": 1}}, {}, "it is no state dict"),
         ({"args": Path("x")}, {}, "without running code"),

@@ -50,6 +50,21 @@ def test_one_that_waits_for_a_process_of_its_own_moves() -> None:
     assert still_while(waits) == 0.0
 
 
+def test_one_that_waits_for_a_slow_file_that_its_worker_reads_moves() -> None:
+    waits = (
+        "def read():\n"
+        "    with open('/dev/zero', 'rb', 0) as file:\n"
+        "        while True: file.read(1); time.sleep(0.01)\n"
+        "parent = os.getpid()\n"
+        "if os.fork(): threading.Event().wait()\n"
+        "def end():\n"
+        "    while os.getppid() == parent: time.sleep(0.1)\n"
+        "    os._exit(0)\n"
+        "threading.Thread(target=end, daemon=True).start(); read()"
+    )
+    assert still_while(waits) < 0.3
+
+
 def test_one_that_writes_a_large_file_in_one_call_moves() -> None:
     writes = (
         "path = Path('/dev/null')\n"

@@ -25,7 +25,7 @@ Problems = dict[str, dict[str, Any]]  # by pid
 _IMAGES = "the folder that holds train/, val/ and test/ with <pid>/image.png"
 _PROBLEMS = "problems.json (or several such files)"
 _TEXTS = ("question", "hint", "lecture", "solution")
-_ABOUT = ("subject", "grade", "topic", "skill")  # may be unknown
+_ABOUT = ("subject", "grade", "topic", "skill", "caption")  # may be unknown
 _MOST_CHOICES = 26  # A to Z
 _FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")
 
@@ -202,7 +202,7 @@ def _record(
 ) -> SourceRecord:
     name = problem["image"]
     image = None if name is None else FileImage(folder / problem["split"] / pid / name)
-    caption = captions.get(pid, problem.get("caption", ""))
+    caption = captions.get(pid, problem.get("caption") or "")
     texts = [problem[key] for key in _TEXTS] + problem["choices"] + [caption]
     return SourceRecord(
         key=pid,

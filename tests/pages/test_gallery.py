@@ -2,15 +2,16 @@
 
 import base64
 import io
-import json
 import re
-import subprocess
 from pathlib import Path
 
 from PIL import Image
 
-from pipeline.evaluation.gallery import Card, page, thumbnail
+from pipeline.pages.cards import Card
+from pipeline.pages.gallery import page
+from pipeline.pages.thumbnails import thumbnail
 from tests.helpers import require_system
+from tests.pages.browser import look
 
 
 def cards(count: int) -> list[Card]:
@@ -59,28 +60,7 @@ def test_in_a_browser_all_images_load_and_nothing_overflows_at_400_pixels(tmp_pa
     require_system("chromium")
     html = page(cards(40), model="m" * 300, captioned=40, skipped={"y" * 200: "no"}, ignored=0)
     (tmp_path / "captions.html").write_text(html)
-    # The page forbids scripts, so its frame asks: a narrow one, because windows have a least width.
-    (tmp_path / "frame.html").write_text("""<iframe src="captions.html" width=400 height=800>
-        </iframe><pre></pre><script>onload = () => {
-        const inside = document.querySelector("iframe").contentDocument;
-        const images = [...inside.images];
-        document.querySelector("pre").textContent = JSON.stringify({
-            count: images.length, loaded: images.filter(i => i.complete && i.naturalWidth).length,
-            width: inside.documentElement.clientWidth,
-            needed: inside.documentElement.scrollWidth})}</script>""")
-    done = subprocess.run(
-        [
-            *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *("--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"),
-            *("--dump-dom", (tmp_path / "frame.html").as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    found = json.loads(re.search("<pre>(.*?)</pre>", done.stdout)[1])
+    found = look(tmp_path / "captions.html")
     assert found["count"] == found["loaded"] == 40
     assert 380 <= found["width"] <= 400
     assert found["needed"] <= found["width"]

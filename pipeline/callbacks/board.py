@@ -1,0 +1,147 @@
+"""TensorBoard: curves and pictures of a phase, and what came out of a run, under one layout.
+
+The only module that touches TensorBoard. A `Board` exists on every rank and writes on the main one
+alone. A phase's tags begin with its name, so that TensorBoard groups them by phase and never draws
+a contrastive loss over an LM's. A run has a board of its own beside them, with its recipe as
+hparams and what came out in the end.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from pipeline.config import PHASES
+from pipeline.dist import World
+from pipeline.recipe_values import Value
+
+FOLDER = "tensorboard"  # of a phase; of a run: what came out of it
+FINAL = "final"  # tags of what came out
+
+# One chart each, of the tags that the patterns match behind a phase's name.
+_CHARTS: Mapping[str, tuple[str, ...]] = {
+    "loss": ("train/loss", "val/loss"),
+    "validation scores": ("val/(?!loss|perplexity|records).*",),
+    "learning rates": ("lr/.*",),
+    "gradient norm": ("train/grad_norm",),
+    "samples a second": ("speed/samples_per_second",),
+    "data: waiting and padding": ("data/.*_fraction",),
+    "skipped records and steps": ("data/records_skipped", "train/steps_skipped"),
+    "memory (GiB)": ("memory/.*",),
+}
+
+
+def layout() -> dict[str, dict[str, list[str | list[str]]]]:
+    """TensorBoard's page of custom scalars: the phases in their order, then what came out.
+
+    Every board has all of it: TensorBoard lays several over one another, in the order of names.
+    """
+    phases: dict[str, dict[str, list[str | list[str]]]] = {
+        phase: {
+            title: ["Multiline", [f"^{phase}/{each}$" for each in tags]]
+            for title, tags in _CHARTS.items()
+        }
+        for phase in PHASES
+    }
+    return {**phases, "results": {"final metrics": ["Multiline", [f"^{FINAL}/.*"]]}}
+
+
+class Board:
+    """TensorBoard of one phase: one continuous curve, however often the phase is started.
+
+    Every point is handed to the system at once, so that what a killed run has shown before its last
+    checkpoint is there; what it has shown after that is hidden when this one begins at `done`.
+    """
+
+    def __init__(
+        self, folder: Path, world: World, *, prefix: str, done: int, again: bool = False
+    ) -> None:
+        """prefix: of all tags, the phase's name. done: steps that are gone on from. again: the last
+        of them will be validated, which an earlier start may have shown already; what it has shown
+        is left out then.
+        """
+        self._writer, self._prefix = None, prefix
+        self._done, self._shown = done, frozenset[str]()
+        if world.is_main:
+            if done and again:
+                self._shown = _shown_at(folder, done)
+            self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else 0)
+            self._writer.add_custom_scalars(layout())
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """One point for each name; on disk before a checkpoint of this step can be."""
+        if self._writer is not None:
+            for tag, value in ((f"{self._prefix}/{name}", each) for name, each in values.items()):
+                if not self._has(tag, step):
+                    self._writer.add_scalar(tag, value, step)
+            self._writer.flush()
+
+    def text(self, name: str, value: str, step: int) -> None:
+        """A text in Markdown."""
+        if self._writer is not None:
+            self._writer.add_text(f"{self._prefix}/{name}", value, step)
+            self._writer.flush()
+
+    def image(self, name: str, image: Image.Image, step: int) -> None:
+        """An RGB picture."""
+        tag = f"{self._prefix}/{name}"
+        if self._writer is not None and not self._has(tag, step):
+            self._writer.add_image(tag, np.asarray(image), step, dataformats="HWC")
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _has(self, tag: str, step: int) -> bool:
+        return step == self._done and tag in self._shown
+
+
+def _shown_at(folder: Path, step: int) -> frozenset[str]:
+    """The tags of what the event files in `folder` show of `step`, as TensorBoard reads them."""
+    shown: set[str] = set()
+    for file in sorted(folder.glob("*tfevents*")):
+        for event in EventFileLoader(str(file)).Load():
+            if event.session_log.status == SessionLog.START and event.step <= step:
+                shown.clear()  # the start that wrote this has hidden them
+            if event.step == step:
+                shown.update(each.tag for each in event.summary.value)
+    return frozenset(shown)
+
+
+def show_results(
+    run: Path,
+    source: str,
+    recipe: Mapping[str, Value],
+    metrics: Mapping[str, float],
+    samples: Image.Image | None = None,
+) -> None:
+    """Adds what came out of a phase or an evaluation to the run's own board; the newest counts.
+
+    On rank 0 alone. The list of columns that torch makes for the hparams page is left out:
+    TensorBoard reads only one such list, and without any it finds the columns of all runs.
+
+    Args:
+        run: the run's folder.
+        source: the phase, or the evaluation's folder name.
+        recipe: the values that tell this run from others, by key.
+        metrics: by name.
+        samples: a picture of samples.
+    """
+    with SummaryWriter(str(run / FOLDER)) as writer:
+        assert writer.file_writer is not None
+        _, started, ended = hparams(dict(recipe), {})  # type: ignore[no-untyped-call]
+        for each in (started, ended):
+            writer.file_writer.add_summary(each)
+        writer.add_custom_scalars(layout())
+        for name, value in metrics.items():
+            writer.add_scalar(f"{FINAL}/{source}/{name}", value, 0)
+        if samples is not None:
+            picture = np.asarray(samples.convert("RGB"))
+            writer.add_image(f"{FINAL}/{source}/samples", picture, 0, dataformats="HWC")

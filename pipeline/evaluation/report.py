@@ -1,0 +1,106 @@
+"""`report.html` of an evaluation: scores, plots, and samples to look at, worst first.
+
+On rank 0, from the files that the evaluation and its baseline have left; pictures come from the
+shards again. Knows no model, and no layout (`pipeline/pages`).
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pipeline.data.faults import ContentFault
+from pipeline.durable import write_text
+from pipeline.evaluation.curves import read_curves
+from pipeline.evaluation.drawn import drawn_curves, drawn_evaluations
+from pipeline.evaluation.run_records import Evaluation, read_evaluation
+from pipeline.evaluation.samples import Sample, worst_first
+from pipeline.evaluation.score_tables import score_table
+from pipeline.pages.cards import Card
+from pipeline.pages.rendering import render
+from pipeline.pages.thumbnails import thumbnail
+from pipeline.splits import Split
+
+FILE = "report.html"
+BASELINE, OWN = "baseline", "this run"
+
+_SIDE = 240  # pixels of a thumbnail; about 8 kB each
+
+Places = Mapping[str, tuple[int, int]]  # record key -> (shard, record)
+
+
+def write_report(folder: Path, split: Split, places: Places, shown: int) -> Path:
+    """Write the report beside the evaluation's other files; returns its path.
+
+    Args:
+        folder: runs/<name>/evaluate/<split>, with metrics.json and samples.jsonl.
+        split: the records that were scored.
+        places: where each of them lies.
+        shown: most samples that are on the page.
+
+    Raises:
+        DataError: a file of this evaluation or of its baseline's cannot be read.
+    """
+    run = folder.parents[1]
+    own = read_evaluation(folder)
+    assert own is not None
+    beside = run.with_name(f"{run.name}-baseline")
+    base = read_evaluation(beside / "evaluate" / folder.name)
+    evaluations = {OWN: own} if base is None else {BASELINE: base, OWN: own}
+    folders = {BASELINE: beside, OWN: run}
+    curves = {label: read_curves(folders[label]) for label in evaluations}
+    samples = worst_first(own.samples)
+    page = render(
+        "report.html",
+        script="grid.js",
+        title=f"{run.name}: {folder.name}",
+        facts=list(_facts(own, base)),
+        scores=score_table("Scores", evaluations),
+        told=own.metrics.get("table", ""),
+        drawn=[*drawn_evaluations(evaluations), *drawn_curves(curves)],
+        headline=_headline(len(samples), min(shown, len(samples))),
+        groups=sorted({name for each in samples[:shown] for name in each.groups}),
+        cards=[_card(each, split, places) for each in samples[:shown]],
+    )
+    write_text(folder / FILE, page)
+    return folder / FILE
+
+
+def _facts(own: Evaluation, base: Evaluation | None) -> Iterator[str]:
+    yield f"model: {own.metrics.get('export')}"
+    if base is not None:
+        yield f"baseline: {base.metrics.get('export')}"
+    else:
+        yield "no baseline has been evaluated on this split"
+
+
+def _headline(samples: int, shown: int) -> str:
+    if shown == samples:
+        return f"All {samples:,} samples, worst first"
+    return (
+        f"The worst {shown:,} of {samples:,} samples; the other {samples - shown:,} are in "
+        "samples.jsonl"
+    )
+
+
+def _card(sample: Sample, split: Split, places: Places) -> Card:
+    return Card(
+        name=sample.key,
+        picture=_picture(split, places.get(sample.key)),
+        said=sample.predicted,
+        asked=sample.asked,
+        truth=sample.truth,
+        score=sample.score,
+        groups=sample.groups,
+    )
+
+
+def _picture(split: Split, place: tuple[int, int] | None) -> str | None:
+    """None for a record without an image, or with one that cannot be decoded."""
+    if place is None:
+        return None
+    try:
+        raw = split.reader.read(*place)
+        if raw.image is None:
+            return None
+        return thumbnail(split.reader.image(raw, draft_size=_SIDE), _SIDE)
+    except ContentFault:
+        return None

@@ -1,0 +1,104 @@
+"""Evaluations of the same split side by side: every score, how sure it is, how much it differs.
+
+The first one is what the others are compared with. A difference has an interval where both were
+scored on the same samples and the score is a mean over them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pipeline.evaluation.intervals import LEVEL, Interval, interval, paired
+from pipeline.evaluation.run_records import Evaluation
+from pipeline.evaluation.samples import strata
+from pipeline.evaluation.tables import MISSING, count_text
+from pipeline.pages.cards import Cell, Table
+
+_NOT_COMPARABLE = "NOT COMPARABLE: "
+
+
+def score_table(title: str, evaluations: Mapping[str, Evaluation | None]) -> Table:
+    """All scores of a split; evaluations: by the name of the run, None where it has none.
+
+    Raises:
+        DataError: a file of samples cannot be read.
+    """
+    found = {label: each for label, each in evaluations.items() if each is not None}
+    names = list(dict.fromkeys(name for each in found.values() for name in each.numbers))
+    (first, *others) = evaluations.values()
+    heads = [*evaluations, *_difference_heads([*evaluations][1:])]
+    rows = []
+    for name in names:
+        cells = [score_cell(each, name) for each in evaluations.values()]
+        cells += [_difference(first, each, name) for each in others]
+        rows.append((name, cells))
+    records = [
+        Cell(MISSING if each is None else count_text(each.metrics.get("records", 0)))
+        for each in evaluations.values()
+    ]
+    rows.append(("samples", [*records, *(Cell("") for _ in others)]))
+    return Table(title, heads, rows, list(_notes(found)))
+
+
+def _difference_heads(others: Sequence[str]) -> list[str]:
+    return ["difference"] if len(others) == 1 else [f"{label}: difference" for label in others]
+
+
+def sureness(evaluation: Evaluation | None, name: str) -> Interval | None:
+    """Of a score; None where it is no mean over samples."""
+    return None if evaluation is None else interval(strata(evaluation.samples, name))
+
+
+def score_cell(evaluation: Evaluation | None, name: str) -> Cell:
+    """A score with its interval."""
+    value = None if evaluation is None else evaluation.numbers.get(name)
+    if value is None:
+        return Cell(MISSING)
+    return Cell(_number(value), _range(sureness(evaluation, name)))
+
+
+def _difference(first: Evaluation | None, other: Evaluation | None, name: str) -> Cell:
+    """Other minus first."""
+    if first is None or other is None:
+        return Cell(MISSING)
+    before, after = first.numbers.get(name), other.numbers.get(name)
+    if before is None or after is None:
+        return Cell(MISSING)
+    between = paired(strata(first.samples, name), strata(other.samples, name))
+    sign = "+" if after >= before else "-"
+    return Cell(f"{sign}{_number(abs(after - before))}", _range(between, signed=True))
+
+
+def _range(found: Interval | None, *, signed: bool = False) -> str:
+    if found is None:
+        return ""
+    sign = "+" if signed else ""
+    low, high = (f"{each:{sign}{_places(each)}}" for each in (found.low, found.high))
+    return f"{low} to {high}"
+
+
+def _number(value: float) -> str:
+    """0.1234, 41.34, 963.61"""
+    return f"{value:{_places(value)}}"
+
+
+def _places(value: float) -> str:
+    return ".4f" if abs(value) < 10 else ".2f"
+
+
+def _notes(evaluations: Mapping[str, Evaluation]) -> Iterator[str]:
+    known = list(evaluations.values())
+    if any(each.samples for each in known):
+        yield (
+            f"Small numbers: where the score lies with {LEVEL:.0%} probability, by bootstrap over "
+            "samples (differences: over the samples of both). Another seed is not in it."
+        )
+    ways = {label: each.metrics.get("answers") for label, each in evaluations.items()}
+    if len(set(ways.values())) > 1:
+        yield f"{_NOT_COMPARABLE}answered in different ways; evaluate one of them again"
+    for label, way in ways.items():
+        if way is not None:
+            yield f"answered, {label}: {way}"
+    if len({each.metrics.get("records") for each in known}) > 1:
+        yield f"{_NOT_COMPARABLE}not scored on the same samples; evaluate one of them again"
+    for label, each in evaluations.items():
+        for why, count in sorted((each.metrics.get("skipped") or {}).items()):
+            yield f"{label}: {count_text(count)} skipped: {why}"
