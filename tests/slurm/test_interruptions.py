@@ -191,4 +191,5 @@ def test_a_job_goes_on_with_as_many_nodes_as_are_left(
     assert (summary["ranks"], whole["ranks"]) == (1, 2)
     for count in ("steps", "records_seen", "records_skipped"):
         assert summary[count] == whole[count]
-    assert summary["validation"]["loss"] == pytest.approx(whole["validation"]["loss"], rel=1e-4)
+    losses = [each["validation"]["end"]["loss"] for each in (summary, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # sums are rounded in another order

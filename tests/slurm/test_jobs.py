@@ -15,7 +15,7 @@ from tests.slurm.jobs import Job, align_recipe
 from tests.small import build
 from tests.tiny import write_recipe
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
 JOBS = [each for each in SCRIPTS if "#SBATCH" in each.read_text()]
@@ -52,7 +52,8 @@ def test_slurm_takes_every_script(cluster: Cluster, script: Path) -> None:
 
 
 def test_a_whole_run_on_two_nodes_which_is_not_done_twice(cluster: Cluster, tmp_path: Path) -> None:
-    arguments = [str(write_recipe(tmp_path)), f"runs={tmp_path}/runs"]
+    recipe = build(tmp_path, evaluate__metrics=["cider"])
+    arguments = [str(recipe), f"runs={tmp_path}/runs"]
     job = Job.submit(cluster, "train_clipcap.sh", *arguments, flags=("--nodes=2",))
     job.succeeded()
     run = tmp_path / "runs/tiny"
