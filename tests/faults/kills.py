@@ -85,6 +85,7 @@ def prepare(folder: Path, *, epochs: int) -> Path:
             f"{phase}__checkpoint_every": CHECKPOINT_EVERY,
             f"{phase}__eval_every": 5,
         }
+    changes["llm_tune__ema"] = 0.5  # so that the last validation is of other weights
     half = {"train": ["st"], "epochs": epochs / 2}
     changes["llm_tune__segments"] = [half, {**half, "train": ["st", "llm"]}]
     return write_recipe(folder, ds_config=str(tight), **changes)
