@@ -1,4 +1,4 @@
-"""A row that grows: the same logits as from scratch, and only what is new goes through the model."""
+"""A row that grows: logits as from scratch, and only what is new goes through the model."""
 
 from pathlib import Path
 
