@@ -4,8 +4,10 @@ Pure layout and wiring, in Gradio; what a click does, a `Visit` knows. Texts are
 never as markup. The page asks nothing of other servers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -16,16 +18,19 @@ from pipeline.chat.model import ChatModel
 from pipeline.chat.visit import Visit
 from pipeline.config import ChatConfig
 
-_VISIT_SECONDS = 3600  # until what an idle visitor said is forgotten
+_VISITORS = 500  # whose conversations are remembered; those who came first are forgotten first
 _FILES = (600, 3600)  # every ten minutes, uploads older than an hour are deleted
 _THREADS = 64
 _FONTS = ["system-ui", "sans-serif"]
 
+# Of every event: no spinner over the texts, and no way in but the page.
+_QUIETLY: Mapping[str, Any] = MappingProxyType(
+    {"show_progress": "hidden", "api_visibility": "private"}
+)
 _CSS = """
 .gradio-container { max-width: 1360px !important; margin: 0 auto !important; }
 #image img { object-fit: contain; }
-#status { min-height: 1.6em; }
-#status p { margin: 0; }
+#status textarea { border: none; box-shadow: none; background: none; padding: 0 4px; }
 footer { display: none !important; }
 """
 _HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -37,6 +42,7 @@ def mount_page(app: FastAPI, models: Sequence[ChatModel], config: ChatConfig) ->
     # Each waiting question holds a place; more are refused by the models' desks, in words.
     page.queue(max_size=4 * (config.waiting + 1), default_concurrency_limit=config.waiting + 2)
     page.max_threads = _THREADS
+    page.state_session_capacity = _VISITORS
     gr.mount_gradio_app(
         app,
         page,
@@ -53,84 +59,140 @@ def mount_page(app: FastAPI, models: Sequence[ChatModel], config: ChatConfig) ->
     )
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a page is made of. settings: in the order of `_sampling`."""
+
+    visit: gr.State
+    picture: gr.Image
+    upload: gr.UploadButton
+    remove: gr.Button
+    settings: list[gr.components.Component]
+    talks: list[gr.Chatbot]
+    status: gr.Textbox
+    question: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    retry: gr.Button
+    clear: gr.Button
+
+
 def build_page(models: Sequence[ChatModel], config: ChatConfig) -> gr.Blocks:
     """The page, with a `Visit` for each who opens it."""
     with gr.Blocks(title="EIM chat", analytics_enabled=False, delete_cache=_FILES) as page:
-        visit = gr.State(None, time_to_live=_VISIT_SECONDS, delete_callback=_leave)
-        with gr.Row():
-            with gr.Column(scale=1, min_width=260):
-                picture = gr.Image(
-                    label="Image", interactive=False, elem_id="image", height=220, buttons=[]
-                )
-                with gr.Row():
-                    upload = gr.UploadButton("Choose an image", elem_id="upload", size="sm")
-                    remove = gr.Button("Remove it", elem_id="remove", size="sm")
-                settings = _settings(config)
-            with gr.Column(scale=3, min_width=320):
-                with gr.Row():
-                    talks = [_talk(each, index) for index, each in enumerate(models)]
-                status = gr.Textbox(
-                    show_label=False,
-                    container=False,
-                    interactive=False,
-                    elem_id="status",
-                    max_lines=3,
-                )
-                question = gr.Textbox(
-                    placeholder="Ask something; Enter sends",
-                    show_label=False,
-                    lines=1,
-                    max_lines=8,
-                    autofocus=True,
-                    elem_id="question",
-                )
-                with gr.Row():
-                    send = gr.Button("Send", variant="primary", elem_id="send", min_width=80)
-                    stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
-                    retry = gr.Button("Retry", elem_id="retry", min_width=80)
-                    clear = gr.Button("Clear", elem_id="clear", min_width=80)
-
-        def open_visit() -> Visit:
-            return Visit(models)
-
-        def ask(text: str, here: Visit, *chosen: float) -> Iterator[list[Any]]:
-            for asked, said in here.ask(text, _sampling(chosen)):
-                yield [asked, *here.messages(), said]
-
-        def ask_again(here: Visit, *chosen: float) -> Iterator[list[Any]]:
-            for said in here.retry(_sampling(chosen)):
-                yield [*here.messages(), said]
-
-        def show(file: str | None, here: Visit) -> list[Any]:
-            shown, said = here.show(None if file is None else Path(file))
-            return [shown, *here.messages(), said]
-
-        def empty(here: Visit) -> list[Any]:
-            here.clear()
-            return [*here.messages(), ""]
-
-        quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(open_visit, None, visit, **quietly)
-        gr.on(
-            [send.click, question.submit],
-            ask,
-            [question, visit, *settings],
-            [question, *talks, status],
-            **quietly,
-        )
-        retry.click(ask_again, [visit, *settings], [*talks, status], **quietly)
-        # Outside of the queue: a stop must not wait behind what it stops.
-        stop.click(Visit.stop, [visit], None, queue=False, **quietly)
-        clear.click(empty, [visit], [*talks, status], queue=False, **quietly)
-        upload.upload(show, [upload, visit], [picture, *talks, status], **quietly)
-        remove.click(lambda here: show(None, here), [visit], [picture, *talks, status], **quietly)
+        parts = _layout(models, config)
+        page.load(lambda: Visit(models), None, parts.visit, **_QUIETLY)
+        _wire(parts)
     return page
+
+
+def _layout(models: Sequence[ChatModel], config: ChatConfig) -> _Parts:
+    visit = gr.State(None, delete_callback=_stop)
+    gr.Markdown("## EIM chat")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            picture = gr.Image(
+                label="Image", interactive=False, elem_id="image", height=220, buttons=[]
+            )
+            with gr.Row():
+                upload = gr.UploadButton("Choose an image", elem_id="upload", size="sm")
+                remove = gr.Button("Remove it", elem_id="remove", size="sm")
+            settings = _settings(config)
+        with gr.Column(scale=3, min_width=320):
+            with gr.Row():
+                talks = [_talk(each, index) for index, each in enumerate(models)]
+            plain = {"show_label": False, "container": False}
+            status = gr.Textbox(interactive=False, max_lines=3, elem_id="status", **plain)
+            question = gr.Textbox(
+                placeholder="Ask something; Enter sends",
+                max_lines=8,
+                autofocus=True,
+                elem_id="question",
+                **plain,
+            )
+            with gr.Row():
+                send = gr.Button("Send", variant="primary", elem_id="send", min_width=70)
+                stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=70)
+                retry = gr.Button("Retry", elem_id="retry", min_width=70)
+                clear = gr.Button("Clear", elem_id="clear", min_width=70)
+    return _Parts(
+        visit,
+        picture,
+        upload,
+        remove,
+        settings,
+        talks,
+        status,
+        question,
+        send,
+        stop,
+        retry,
+        clear,
+    )
+
+
+def _wire(parts: _Parts) -> None:
+    here, said = parts.visit, [*parts.talks, parts.status]
+    gr.on(
+        [parts.send.click, parts.question.submit],
+        _ask,
+        [parts.question, here, *parts.settings],
+        [parts.question, *said],
+        **_QUIETLY,
+    )
+    parts.retry.click(_retry, [here, *parts.settings], said, **_QUIETLY)
+    # Outside of the queue: a stop must not wait behind what it stops.
+    parts.stop.click(_stop, [here], None, queue=False, **_QUIETLY)
+    cleared = [parts.clear.click, *(each.clear for each in parts.talks)]
+    gr.on(cleared, _clear, [here], said, queue=False, **_QUIETLY)
+    parts.upload.upload(_show, [parts.upload, here], [parts.picture, *said], **_QUIETLY)
+    parts.remove.click(_remove, [here], [parts.picture, *said], **_QUIETLY)
+
+
+def _ask(text: str, visit: Visit | None, *chosen: float) -> Iterator[list[Any]]:
+    here = _known(visit)
+    for left, said in here.ask(text, _sampling(chosen)):
+        yield [left, *here.messages(), said]
+
+
+def _retry(visit: Visit | None, *chosen: float) -> Iterator[list[Any]]:
+    here = _known(visit)
+    for said in here.retry(_sampling(chosen)):
+        yield [*here.messages(), said]
+
+
+def _show(file: str | None, visit: Visit | None) -> list[Any]:
+    here = _known(visit)
+    shown, said = here.show(None if file is None else Path(file))
+    return [shown, *here.messages(), said]
+
+
+def _remove(visit: Visit | None) -> list[Any]:
+    return _show(None, visit)
+
+
+def _clear(visit: Visit | None) -> list[Any]:
+    here = _known(visit)
+    here.clear()
+    return [*here.messages(), ""]
+
+
+def _stop(visit: Visit | None) -> None:
+    if visit is not None:
+        visit.stop()
+
+
+def _known(visit: Visit | None) -> Visit:
+    if visit is None:
+        raise gr.Error("This page's conversation is no longer known here; load the page again.")
+    return visit
 
 
 def _talk(model: ChatModel, index: int) -> gr.Chatbot:
     return gr.Chatbot(
         label=model.name,
-        height=460,
+        height=420,
+        min_width=280,
         elem_id=f"talk{index}",
         render_markdown=False,
         buttons=["copy"],
@@ -156,8 +218,3 @@ def _settings(config: ChatConfig) -> list[gr.components.Component]:
 def _sampling(chosen: Sequence[float]) -> Sampling:
     temperature, top_p, length, seed = chosen
     return Sampling(float(temperature), float(top_p), int(length), int(seed or 0))
-
-
-def _leave(visit: Visit | None) -> None:
-    if visit is not None:
-        visit.stop()

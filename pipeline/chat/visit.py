@@ -14,7 +14,7 @@ from pipeline.chat.model import ChatModel
 from pipeline.chat.session import Session
 from pipeline.data.conversations import Message
 
-_CUT = {LENGTH: "cut at the most tokens", TIME: "cut, out of time"}
+_CUT = {LENGTH: "The answer was cut at the most tokens.", TIME: "The answer ran out of time."}
 
 
 class Visit:
@@ -99,7 +99,7 @@ class Visit:
                 said = [str(refusal)]
             name = f"{session.model.name}: " if len(answers) > 1 else ""
             found += [f"{name}{each}" for each in said if each]
-        return " ".join(found)
+        return "\n".join(found)
 
 
 def _stop(answers: Sequence[Answer]) -> None:
