@@ -30,7 +30,8 @@ _QUIETLY: Mapping[str, Any] = MappingProxyType(
 _CSS = """
 .gradio-container { max-width: 1360px !important; margin: 0 auto !important; }
 #image img { object-fit: contain; }
-#status textarea { border: none; box-shadow: none; background: none; padding: 0 4px; }
+#status, #status * { border: none !important; box-shadow: none !important; }
+#status textarea { background: none !important; padding: 0 4px; }
 footer { display: none !important; }
 """
 _HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
