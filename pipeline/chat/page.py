@@ -82,7 +82,10 @@ def build_page(models: Sequence[ChatModel], config: ChatConfig) -> gr.Blocks:
     """The page, with a `Visit` for each who opens it."""
     with gr.Blocks(title="EIM chat", analytics_enabled=False, delete_cache=_FILES) as page:
         parts = _layout(models, config)
-        page.load(lambda: Visit(models), None, parts.visit, **_QUIETLY)
+        # Until then there is nobody who could ask.
+        ready = [gr.Textbox(interactive=True), gr.Button(interactive=True)]
+        outputs = [parts.visit, parts.question, parts.send]
+        page.load(lambda: [Visit(models), *ready], None, outputs, **_QUIETLY)
         _wire(parts)
     return page
 
@@ -107,12 +110,14 @@ def _layout(models: Sequence[ChatModel], config: ChatConfig) -> _Parts:
             question = gr.Textbox(
                 placeholder="Ask something; Enter sends",
                 max_lines=8,
-                autofocus=True,
+                interactive=False,
                 elem_id="question",
                 **plain,
             )
             with gr.Row():
-                send = gr.Button("Send", variant="primary", elem_id="send", min_width=70)
+                send = gr.Button(
+                    "Send", variant="primary", elem_id="send", min_width=70, interactive=False
+                )
                 stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=70)
                 retry = gr.Button("Retry", elem_id="retry", min_width=70)
                 clear = gr.Button("Clear", elem_id="clear", min_width=70)

@@ -13,6 +13,7 @@ from ipaddress import ip_address
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,6 +38,7 @@ class BoundedBody:
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit
+        self._message = f"The request is too large: up to {limit} bytes are taken."
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Of ASGI."""
@@ -47,36 +49,22 @@ class BoundedBody:
         if not declared.isdigit() or int(declared) > self._limit:
             await self._refuse(scope, receive, send)
             return
-        left, begun = self._limit, False
+        left = self._limit
 
         async def bounded() -> Message:
             nonlocal left
             message = await receive()
             left -= len(message.get("body", b""))
-            if left < 0:
-                raise _TooLargeError
+            if left < 0:  # more came than was declared
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._message)
             return message
 
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await self._app(scope, bounded, noted)
-        except _TooLargeError:
-            if not begun:
-                await self._refuse(scope, receive, send)
+        await self._app(scope, bounded, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        message = f"The request is too large: up to {self._limit} bytes are taken."
-        body = {"error": {"message": message, "type": "invalid_request_error"}}
+        body = {"error": {"message": self._message, "type": "invalid_request_error"}}
         answer = JSONResponse(body, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         await answer(scope, receive, send)
-
-
-class _TooLargeError(Exception):
-    """More of a body came than was declared."""
 
 
 def build_app(models: Sequence[ChatModel], config: ChatConfig) -> FastAPI:

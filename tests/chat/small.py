@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.assemble import build_caption_model
 from pipeline.config import Config
@@ -32,16 +33,30 @@ def write_exports(folder: Path) -> tuple[Path, Path]:
     config = load_recipe([f"recipe={path}"])
     small.weights(config, folder / "weights_lavin")
     _shake(folder / "weights_lavin" / "llm")
+    _look(folder / "weights_lavin" / "clip" / "open_clip_model.safetensors")
     return _export(config, folder, "eim", 1), _export(config, folder, "baseline", 2)
 
 
 def _shake(llm_folder: Path) -> None:
-    """Weights so large that the likeliest token depends on what came before."""
+    """Weights so large that the likeliest token depends on what came before; it can be read."""
     llm = AutoModelForCausalLM.from_pretrained(llm_folder)
+    tokenizer = AutoTokenizer.from_pretrained(llm_folder)
     torch.manual_seed(0)
     for parameter in llm.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
+    texts = [tokenizer.decode([number]) for number in range(len(tokenizer))]
+    mute = [number for number, each in enumerate(texts) if not each.strip().isalnum()]
+    with torch.no_grad():
+        llm.get_input_embeddings().weight[mute] = 0  # tied: the logit is 0, others are higher
     llm.save_pretrained(llm_folder)
+
+
+def _look(file: Path) -> None:
+    """Features that depend on the image alone: what is the same for all images is left out."""
+    tensors = load_file(file)
+    for name in ("visual.class_embedding", "visual.positional_embedding"):
+        tensors[name] = torch.zeros_like(tensors[name])
+    save_file(tensors, file)
 
 
 def _export(config: Config, folder: Path, name: str, seed: int) -> Path:

@@ -33,12 +33,15 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     opened.set_default_timeout(SECONDS)
     hosts: set[str | None] = set()
     opened.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
-    opened.goto(url)
-    opened.wait_for_function("document.querySelector('#question textarea') !== null")
-    opened.wait_for_load_state("networkidle")
+    go(opened, url)
     yield opened
     assert hosts <= {"127.0.0.1", None, ""}
     opened.close()
+
+
+def go(page: Page, url: str) -> None:
+    page.goto(url)
+    expect(page.locator("#send")).to_be_enabled(timeout=SECONDS)
 
 
 def ask(page: Page, text: str) -> None:
@@ -142,9 +145,7 @@ def test_visitors_do_not_see_each_other(page: Page, browser: Browser, url: str) 
     wait_for_answers(page)
     other = browser.new_page(viewport={"width": 400, "height": 900})
     other.set_default_timeout(SECONDS)
-    other.goto(url)
-    other.wait_for_function("document.querySelector('#question textarea') !== null")
-    other.wait_for_load_state("networkidle")
+    go(other, url)
     assert other.locator("#talk0 .message").count() == 0
     ask(other, "Why?")
     wait_for_answers(other)
