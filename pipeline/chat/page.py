@@ -4,6 +4,7 @@ Pure layout and wiring, in Gradio; what a click does, a `Visit` knows. Texts are
 never as markup. The page asks nothing of other servers.
 """
 
+import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.chat.limits import Sampling
 from pipeline.chat.model import ChatModel
 from pipeline.chat.visit import Visit
 from pipeline.config import ChatConfig
+from pipeline.data.conversations import Message
 
 _VISITORS = 500  # whose conversations are remembered; those who came first are forgotten first
 _FILES = (600, 3600)  # every ten minutes, uploads older than an hour are deleted
@@ -34,7 +36,17 @@ _CSS = """
 #status textarea { background: none !important; padding: 0 4px; }
 footer { display: none !important; }
 """
-_HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+_HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
+<script>
+// The server refuses such a file too, but Gradio's button would not say so.
+document.addEventListener("change", (event) => {
+  const file = event.target.files?.[0];
+  if (!file || file.size <= LIMIT) return;
+  event.stopImmediatePropagation();
+  event.target.value = "";
+  alert(`The image cannot be used: ${file.size} bytes, more than LIMIT. Choose a smaller file.`);
+}, true);
+</script>"""
 
 
 def mount_page(app: FastAPI, models: Sequence[ChatModel], config: ChatConfig) -> None:
@@ -56,7 +68,7 @@ def mount_page(app: FastAPI, models: Sequence[ChatModel], config: ChatConfig) ->
         ssr_mode=False,
         theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"]),
         css=_CSS,
-        head=_HEAD,
+        head=_HEAD.replace("LIMIT", str(config.max_image_bytes)),
     )
 
 
@@ -105,9 +117,12 @@ def _layout(models: Sequence[ChatModel], config: ChatConfig) -> _Parts:
         with gr.Column(scale=3, min_width=320):
             with gr.Row():
                 talks = [_talk(each, index) for index, each in enumerate(models)]
-            plain = {"show_label": False, "container": False}
-            status = gr.Textbox(interactive=False, max_lines=3, elem_id="status", **plain)
+            plain: dict[str, Any] = {"show_label": False, "container": False}
+            status = gr.Textbox(
+                label="Remarks", interactive=False, max_lines=3, elem_id="status", **plain
+            )
             question = gr.Textbox(
+                label="Question",
                 placeholder="Ask something; Enter sends",
                 max_lines=8,
                 interactive=False,
@@ -158,19 +173,19 @@ def _wire(parts: _Parts) -> None:
 def _ask(text: str, visit: Visit | None, *chosen: float) -> Iterator[list[Any]]:
     here = _known(visit)
     for left, said in here.ask(text, _sampling(chosen)):
-        yield [left, *here.messages(), said]
+        yield [left, *_shown(here), said]
 
 
 def _retry(visit: Visit | None, *chosen: float) -> Iterator[list[Any]]:
     here = _known(visit)
     for said in here.retry(_sampling(chosen)):
-        yield [*here.messages(), said]
+        yield [*_shown(here), said]
 
 
 def _show(file: str | None, visit: Visit | None) -> list[Any]:
     here = _known(visit)
     shown, said = here.show(None if file is None else Path(file))
-    return [shown, *here.messages(), said]
+    return [shown, *_shown(here), said]
 
 
 def _remove(visit: Visit | None) -> list[Any]:
@@ -180,12 +195,20 @@ def _remove(visit: Visit | None) -> list[Any]:
 def _clear(visit: Visit | None) -> list[Any]:
     here = _known(visit)
     here.clear()
-    return [*here.messages(), ""]
+    return [*_shown(here), ""]
 
 
 def _stop(visit: Visit | None) -> None:
     if visit is not None:
         visit.stop()
+
+
+def _shown(visit: Visit) -> list[list[Message]]:
+    """The conversations by model. Gradio takes texts for HTML even where it renders no Markdown."""
+    return [
+        [{**each, "content": html.escape(each["content"], quote=False)} for each in messages]
+        for messages in visit.messages()
+    ]
 
 
 def _known(visit: Visit | None) -> Visit:
