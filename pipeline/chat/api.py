@@ -5,6 +5,7 @@ stops its answer.
 """
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -120,7 +121,7 @@ class _Reply:
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> str:
         event = {**self._head, "object": "chat.completion.chunk", "choices": choices, **more}
-        return f"data: {JSONResponse(event).body.decode()}\n\n"
+        return f"data: {json.dumps(event)}\n\n"
 
     def _finish(self) -> str:
         return _FINISH.get(self._answer.over or "", "stop")

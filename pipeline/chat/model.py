@@ -141,7 +141,7 @@ class ChatModel:
         return row
 
     def _say(self, answer: Answer, new: Sequence[int], *, whole: bool = False) -> None:
-        text = str(self.tokenizer.decode(new, skip_special_tokens=True)).lstrip()
+        text = str(self.tokenizer.decode(list(new), skip_special_tokens=True)).lstrip()
         if whole or not text.endswith(_UNFINISHED):
             answer.text = text
 

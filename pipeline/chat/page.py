@@ -92,7 +92,8 @@ class _Parts:
 
 def build_page(models: Sequence[ChatModel], config: ChatConfig) -> gr.Blocks:
     """The page, with a `Visit` for each who opens it."""
-    with gr.Blocks(title="EIM chat", analytics_enabled=False, delete_cache=_FILES) as page:
+    page: gr.Blocks = gr.Blocks(title="EIM chat", analytics_enabled=False, delete_cache=_FILES)
+    with page:
         parts = _layout(models, config)
         # Until then there is nobody who could ask.
         ready = [gr.Textbox(interactive=True), gr.Button(interactive=True)]
