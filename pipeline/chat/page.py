@@ -96,7 +96,7 @@ def build_page(models: Sequence[ChatModel], config: ChatConfig) -> gr.Blocks:
     with page:
         parts = _layout(models, config)
         # Until then there is nobody who could ask.
-        ready = [gr.Textbox(interactive=True), gr.Button(interactive=True)]
+        ready = [gr.update(interactive=True)] * 2
         outputs = [parts.visit, parts.question, parts.send]
         page.load(lambda: [Visit(models), *ready], None, outputs, **_QUIETLY)
         _wire(parts)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,6 +21,8 @@ from pipeline.progress import Progress
 from pipeline.recipe import load_recipe
 from tests import small, tiny
 
+# Not drawn: whether a model says something else of another image must not be left to chance.
+PICTURE = Image.radial_gradient("L").convert("RGB")
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.chat.conftest import GREEDY, Pace
+from tests.chat.small import PICTURE
 from tests.chat.test_session import asked
 
 ASK = {"role": "user", "content": "Who?"}
@@ -73,9 +74,8 @@ def test_an_answer_is_streamed_and_counted(client, pace: Pace) -> None:
 
 
 def test_an_image_is_seen(client) -> None:
-    noise = Image.effect_noise((60, 40), 90).convert("RGB")
     red = Image.new("RGB", (60, 40), "red")
-    answers = {said(client, about(data_url(each))) for each in (noise, red)} | {said(client, ASK)}
+    answers = {said(client, about(data_url(each))) for each in (PICTURE, red)} | {said(client, ASK)}
     assert len(answers) == 3
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.chat.conftest import Pace
+from tests.chat.small import PICTURE
 from tests.helpers import require_system
 
 SECONDS = 30_000  # milliseconds: CI's cores are busy
@@ -109,10 +109,10 @@ def test_an_image_is_shown_and_asked_about_and_a_wrong_file_is_named(
     ask(page, "Who?")
     wait_for_remark(page, "cut at the most tokens")
     blind = answer(page, 0)
-    Image.effect_noise((60, 40), 90).convert("RGB").save(tmp_path / "noise.png")
+    PICTURE.save(tmp_path / "picture.png")
     (tmp_path / "text.png").write_text("no image at all")
     (tmp_path / "large.png").write_bytes(bytes(300_000))
-    page.set_input_files("input[type=file]", tmp_path / "noise.png")
+    page.set_input_files("input[type=file]", tmp_path / "picture.png")
     expect(page.locator("#image img")).to_be_visible(timeout=SECONDS)
     expect(page.locator("#talk0 .message")).to_have_count(0, timeout=SECONDS)
     ask(page, "Who?")
@@ -152,6 +152,7 @@ def test_visitors_do_not_see_each_other(page: Page, browser: Browser, url: str) 
     ask(other, "Why?")
     wait_for_answers(other)
     assert "Why?" not in page.inner_text("#talk0")
+    assert other.locator("button:visible", has_text="Run").count() == 0  # nothing of Gradio's own
     width = other.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert width[0] <= width[1] == 400
     other.close()

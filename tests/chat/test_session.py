@@ -12,9 +12,9 @@ from pipeline.chat.model import ChatModel
 from pipeline.chat.session import Session
 from pipeline.models.counting import counting
 from tests.chat.conftest import GREEDY, Pace
+from tests.chat.small import PICTURE
 
 DRAWN = replace(GREEDY, temperature=1.5, top_p=0.95)
-PICTURE = Image.effect_noise((40, 30), 90).convert("RGB")
 
 
 def finished(answer: Answer) -> Answer:

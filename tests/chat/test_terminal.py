@@ -5,11 +5,10 @@ import os
 import threading
 from pathlib import Path
 
-from PIL import Image
-
 from pipeline.chat.terminal import Terminal
 from pipeline.presence import Presence
 from tests.chat.conftest import Pace
+from tests.chat.small import PICTURE
 
 
 def talk(models, *lines: str) -> str:
@@ -19,7 +18,7 @@ def talk(models, *lines: str) -> str:
 
 
 def test_questions_are_answered_and_mistakes_are_named(models, tmp_path: Path) -> None:
-    Image.effect_noise((40, 30), 90).save(tmp_path / "a picture.png")
+    PICTURE.save(tmp_path / "a picture.png")
     (tmp_path / "text.png").write_text("no image")
     asked = talk(
         models,
