@@ -38,6 +38,7 @@ HOME = Path(__file__).resolve().parents[1]
 RECIPES = HOME / "stages" / "recipes"
 
 _SHORTEST_TIMEOUT = 5.0  # ranks give a sign of life every second
+_LAST_PORT = 65535
 
 
 def load_recipe(arguments: Sequence[str], section: str | None = None) -> Config:
@@ -105,6 +106,10 @@ def validate(config: Config) -> None:
             f"timeout={config.timeout:g} must be {_SHORTEST_TIMEOUT:g} seconds or more; leave "
             "it null to wait for ever"
         )
+    if config.chat.top_p > 1:
+        raise ConfigError(f"chat.top_p={config.chat.top_p:g} must be in (0, 1]; 1 leaves none out")
+    if config.chat.port > _LAST_PORT:
+        raise ConfigError(f"chat.port={config.chat.port} must be {_LAST_PORT} or less")
     _check_mix(config)
     if config.llm.lora.dropout >= 1:
         raise ConfigError(f"llm.lora.dropout={config.llm.lora.dropout} must be in [0, 1)")

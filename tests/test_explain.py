@@ -323,12 +323,14 @@ def test_preparing_is_explained_with_its_counts(tmp_path: Path, monkeypatch, cap
     assert "finished: 20 records in 1 shard" in text
 
 
-@pytest.mark.parametrize("stage", ["caption", "export"])
+@pytest.mark.parametrize(
+    ("stage", "key"), [("caption", "out=x"), ("export", "out=x"), ("chat", "checkpoint=x")]
+)
 def test_stages_without_a_phase_have_a_plan_too(
-    tmp_path: Path, monkeypatch, capsys, stage: str
+    tmp_path: Path, monkeypatch, capsys, stage: str, key: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = run_stage(stage, ["recipe=quickstart", "--plan", "out=x"], monkeypatch, capsys)
+    text = run_stage(stage, ["recipe=quickstart", "--plan", key], monkeypatch, capsys)
     assert f"Plan of stages/{stage}.py. Nothing is written." in text and "x" in text
     assert not list(tmp_path.iterdir())
 

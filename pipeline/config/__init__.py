@@ -7,6 +7,7 @@ without loading a model. Defaults are the right choice for a real run. Sizes are
 
 from dataclasses import dataclass, field
 
+from pipeline.config.chat import ChatConfig
 from pipeline.config.checkpoints import CheckpointsConfig
 from pipeline.config.data import (
     TASKS,
@@ -51,6 +52,7 @@ __all__ = [
     "PHASES",
     "TASKS",
     "CaptionConfig",
+    "ChatConfig",
     "CheckpointsConfig",
     "Config",
     "DataConfig",
@@ -115,6 +117,7 @@ class Config:
     llm_tune: LLMTuneConfig = field(default_factory=LLMTuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     caption: CaptionConfig = field(default_factory=CaptionConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     prepare: dict[str, PrepareConfig] = field(default_factory=dict)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

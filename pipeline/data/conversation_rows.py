@@ -50,19 +50,27 @@ class ConversationRows:
             labels += [*[IGNORE] * len(asked), *each.said]
         return Row(ids, labels)
 
-    def prompt(self, conversation: Conversation, *, image: bool) -> Row:
+    def prompt(
+        self, conversation: Conversation, *, image: bool, said: Sequence[Sequence[int]] = ()
+    ) -> Row:
         """What the answer to the last question starts from; no position is a target.
 
         Of a conversation that is too long the oldest exchanges are left out.
+
+        Args:
+            conversation: what was said so far.
+            image: whether it is about an image.
+            said: of the first answers, the tokens as they were generated, ends included; a text can
+                be written in several ways. Where there are none, those that the tokenizer finds.
 
         Raises:
             ContentFault: the last question alone leaves no place for an answer.
         """
         left = conversation.open
-        ids = self._asked(left, image)
+        ids = self._asked(left, image, said)
         while len(ids) >= self.max_tokens and len(left.exchanges) > 1:
-            left = replace(left, exchanges=left.exchanges[1:])
-            ids = self._asked(left, image)
+            left, said = replace(left, exchanges=left.exchanges[1:]), said[1:]
+            ids = self._asked(left, image, said)
         self._check_room(ids)
         return replace(row_of(ids, []), cut=len(left.exchanges) < len(conversation.exchanges))
 
@@ -78,8 +86,13 @@ class ConversationRows:
         stem, rest = split_options(answers)
         return option_rows([*before, *stem], rest)
 
-    def _asked(self, conversation: Conversation, image: bool) -> list[int]:
-        first, *others = self.template(conversation)
+    def _asked(
+        self, conversation: Conversation, image: bool, said: Sequence[Sequence[int]]
+    ) -> list[int]:
+        exchanges = self.template(conversation)
+        for i, own in enumerate(said):
+            exchanges[i] = replace(exchanges[i], said=tuple(own) or exchanges[i].said)
+        first, *others = exchanges
         ids = [*self.layout(first.asked, image), *first.said]
         for each in others:
             ids += [*each.asked, *each.said]

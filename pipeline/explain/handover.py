@@ -1,4 +1,4 @@
-"""What captioning own images and moving models in and out would do."""
+"""What captioning own images, talking, and moving models in and out would do."""
 
 from pathlib import Path
 
@@ -40,6 +40,21 @@ def explain_export(config: Config, world: World) -> str:
     taken = " (is not empty: refused)" if full else ""
     rows.append(("writes", f"{settings.out or UNKNOWN}{taken}"))
     return section("Plan of stages/export.py. Nothing is written.", rows) + "\n"
+
+
+def explain_chat(config: Config, world: World) -> str:
+    """What `stages/chat.py` would do."""
+    settings = config.chat
+    rows = [("model", _model(settings.checkpoint))]
+    if settings.beside:
+        rows.append(("beside it", _model(settings.beside)))
+    where = "this terminal"
+    if settings.ui == "web":
+        where = f"http://{settings.host}:{settings.port}, the page and /v1 (OpenAI's API)"
+    drawn = f"temperature {settings.temperature:g}" if settings.temperature else "greedy"
+    rows.append(("talks in", where))
+    rows.append(("answers", f"{drawn}, {settings.max_new_tokens} tokens at most"))
+    return section("Plan of stages/chat.py. Nothing is written.", rows) + "\n"
 
 
 def _model(checkpoint: str) -> str:

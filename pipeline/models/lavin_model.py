@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, Cache, PreTrainedModel
 
 from pipeline.config import MMAdapterConfig
 from pipeline.models.adapters import MMAdapter, fold_into
@@ -67,6 +67,7 @@ class Lavin(MultimodalLM):
         super().__init__(encoder, st, llm)
         self.adapters = adapters
         self._fixed: Tensor | None = None  # (L, R, 2): routing weights while no token gives them
+        self._table: Tensor | None = None  # (L, 2, 2): what `routing` gives, where nothing trains
         self._folded: bool | None = None  # the modality whose adapters are in the weights
         use_attention(llm, _ATTENTION, attend_past_modality)
         for layer in decoder(llm).layers:
@@ -119,6 +120,22 @@ class Lavin(MultimodalLM):
                 fold_into(projection, *linear)
         self._folded = has_image
 
+    def settle(self) -> None:
+        """Computes the routing weights once, for a model that is done with training and moving."""
+        self._table = self.routing()
+
+    def extend(self, inputs: Tensor, cache: Cache, image_rows: Tensor) -> Tensor:
+        """As in the base class, at the places that count the modality token."""
+        llm: Any = self.llm
+        new = inputs.shape[1]
+        seen = image_rows.new_ones(len(inputs), cache.get_seq_length() + new)  # (R, P + T)
+        with self._tokenless(seen, image_rows) as told:
+            told["position_ids"] = told["position_ids"][:, -new:]
+            options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+            out = llm(inputs_embeds=inputs, **told, **options)
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
     def _run(self, inputs: Tensor, attention_mask: Tensor, image_rows: Tensor) -> Tensor:
         llm: Any = self.llm
         if self._folded is not None:
@@ -149,7 +166,8 @@ class Lavin(MultimodalLM):
         """Rows without their modality token: positions that count it, routing weights for it."""
         has_image = image_rows >= 0
         if self._folded is None:
-            self._fixed = self.routing()[:, has_image.long()]
+            table = self.routing() if self._table is None else self._table
+            self._fixed = table[:, has_image.long()]
         elif bool((has_image != self._folded).any()):
             kind = "with an image" if self._folded else "without an image"
             raise ValueError(f"this model was folded for rows {kind}")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import Cache, GenerationConfig, PreTrainedModel
 
 from pipeline.models.encoder import ImageEncoder
 
@@ -208,6 +208,22 @@ class MultimodalLM(nn.Module):
         is_eos = torch.isin(out, torch.as_tensor(eos_token_id, device=out.device))
         ended: Tensor = is_eos.cumsum(1) - is_eos.long() > 0
         return torch.where(ended, pad_token_id, out)
+
+    def extend(self, inputs: Tensor, cache: Cache, image_rows: Tensor) -> Tensor:
+        """Goes on where rows end whose keys and values are there already.
+
+        Args:
+            inputs: (R, T, D), from `embed`; no row is padded.
+            cache: of the P places before, none at first; it grows by T.
+            image_rows: as in `embed`, of the whole rows.
+
+        Returns:
+            (R, V), the logits behind each row's last place.
+        """
+        llm: Any = self.llm
+        out = llm(inputs_embeds=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits: Tensor = out.logits[:, -1]
+        return logits
 
     def seeing(
         self, image_embeds: Tensor | None, image_rows: Tensor
