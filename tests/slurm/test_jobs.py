@@ -104,7 +104,7 @@ def test_a_chain_starts_a_phase_when_the_one_before_is_finished_not_when_it_is_s
     cluster: Cluster, tmp_path: Path
 ) -> None:
     changes = {"encoder_adapt__enabled": False, "evaluate__metrics": [], "llm_tune__segments": []}
-    changes |= {"st_align__epochs": 100, "st_align__checkpoint_every": 50}
+    changes |= {"st_align__epochs": 15, "st_align__checkpoint_every": 50}
     recipe = build(tmp_path, **changes)
     chain = Job.submit_chain(cluster, str(recipe), f"runs={tmp_path}/runs")
     _, align, tune, evaluate = chain
