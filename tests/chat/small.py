@@ -46,7 +46,8 @@ def _shake(llm_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(llm_folder)
     torch.manual_seed(0)
     for parameter in llm.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
+        if parameter.dim() > 1:  # biases would make all answers alike
+            torch.nn.init.normal_(parameter, std=0.4)
     texts = [tokenizer.decode([number]) for number in range(len(tokenizer))]
     mute = [number for number, each in enumerate(texts) if not each.strip().isalnum()]
     with torch.no_grad():
