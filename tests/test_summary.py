@@ -9,6 +9,7 @@ import torch
 from pipeline.config import Config, LLMTuneConfig
 from pipeline.explain.standing import ALONE
 from pipeline.export_files import save_export
+from pipeline.ownership import Ownership
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped
 from pipeline.summary import SUMMARY, complete_summary, noting_a_stop
@@ -30,7 +31,8 @@ def test_the_summary_of_a_finished_phase_is_there_after_any_crash(
 @pytest.mark.parametrize("left", ["", '{"steps": 5, "state": "stopped", "reason": "before"}'])
 def test_a_stop_is_noted_beside_what_is_there(left: str, tmp_path: Path) -> None:
     (tmp_path / SUMMARY).write_text(left)
-    with pytest.raises(Stopped), noting_a_stop(tmp_path, "llm_tune", Progress(step=5), ALONE):
+    here = (tmp_path, "llm_tune", Progress(step=5), Ownership(ALONE), ALONE)
+    with pytest.raises(Stopped), noting_a_stop(*here):
         raise Stopped("SIGTERM")
     written = json.loads((tmp_path / SUMMARY).read_text())
     assert (written["state"], written["reason"], written["steps"]) == ("stopped", "SIGTERM", 5)

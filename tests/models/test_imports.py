@@ -76,9 +76,10 @@ def test_a_llama_adapter_checkpoint_fills_its_prompts(tmp_path: Path) -> None:
     width, layers, length = 32, 2, 3
     gates = {f"layers.{i}.attention.gate": torch.randn(1, 2, 1, 1) for i in range(layers)}
     prompts = torch.randn(layers * length, width)
-    torch.save({"adapter_query.weight": prompts, **gates, "strange": prompts}, tmp_path / "a.pth")
+    frozen = {"layers.0.attention.wq.weight": prompts}
+    torch.save({"adapter_query.weight": prompts, **gates, **frozen}, tmp_path / "a.pth")
     said = import_official(config, tmp_path / "a.pth", tmp_path / "out")
-    assert "4 tensors of LLaMA-Adapter V1" in said and "strange" in said
+    assert "4 tensors of LLaMA-Adapter V1" in said and "attention.wq.weight" in said
     model = llama_adapter.build(
         config, dtype=torch.float32, placement=Blueprint(), with_encoder=False, feature_width=16
     )
