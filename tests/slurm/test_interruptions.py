@@ -174,6 +174,7 @@ def test_ranks_that_notice_a_lost_node_before_slurm_does_are_no_fault_of_the_job
         undisturbed.cluster.slurmd_timeout(10)
 
 
+@pytest.mark.by_hand
 def test_a_job_goes_on_with_as_many_nodes_as_are_left(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def damage_images(split: Path) -> None:
                 file.write(bytes(int(size)))
 
 
+@pytest.mark.by_hand
 def test_a_chain_starts_a_phase_when_the_one_before_is_finished_not_when_it_is_stopped(
     cluster: Cluster, tmp_path: Path
 ) -> None:
