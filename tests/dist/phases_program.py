@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from pipeline import dist
+from pipeline.evaluation.mme_runner import answer_mme
 from pipeline.evaluation.questions import answer_questions
 from pipeline.evaluation.runner import evaluate
 from pipeline.prerequisites import make_shards
@@ -18,7 +19,8 @@ from pipeline.pretrain import pretrain
 from pipeline.recipe import load_recipe
 from pipeline.run import run_phase
 from pipeline.stage import configure_logging
-from pipeline.tasks import QUESTIONS
+from pipeline.talks import MME
+from pipeline.tasks import QUESTIONS, scored
 from tests.dist.costs import count_costs
 
 
@@ -34,7 +36,8 @@ def main() -> None:
         elif phase == "pretrain":
             pretrain(config, world)
         elif phase == "evaluate":
-            (answer_questions if config.data.task == QUESTIONS else evaluate)(config, world)
+            ways = {QUESTIONS: answer_questions, MME: answer_mme}
+            ways.get(scored(config).data.task, evaluate)(config, world)
         elif phase == "costs":
             count_costs(config, world, Path(arguments[0]).with_suffix(f".costs-{config.name}.json"))
         else:

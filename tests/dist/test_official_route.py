@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from pipeline.config import PHASES
 from pipeline.export_files import ExportTensors
 from pipeline.recipe import load_recipe
 from pipeline.splits import open_split
@@ -49,7 +50,7 @@ def test_it_is_tuned_without_the_phases_before_and_leaves_again(folder: Path) ->
     recipe, tuned = f"recipe={folder / 'tiny.yaml'}", folder / "runs" / "tuned"
     start = f"llm_tune.init_from={folder / 'imported'}"
     succeeded(launch("stages/llm_tune.py", [recipe, "name=tuned", start], ranks=2))
-    assert [each.name for each in tuned.iterdir() if each.is_dir()] == ["llm_tune"]
+    assert [phase for phase in PHASES if (tuned / phase).exists()] == ["llm_tune"]
     summary = json.loads((tuned / "llm_tune" / "summary.json").read_text())
     assert summary["state"] == "finished"
     before, after = ExportTensors(folder / "imported"), ExportTensors(tuned / "llm_tune/export")
