@@ -6,6 +6,7 @@ a contrastive loss over an LM's. A run has a board of its own beside them, with 
 hparams and what came out in the end.
 """
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pipeline.dist import World
 from pipeline.recipe_values import Value
 
 FOLDER = "tensorboard"  # of a phase; of a run: what came out of it
+_TICK, _TICKS = 0.05, 40  # two seconds; a clock that is further off is not waited for
 FINAL = "final"  # tags of what came out
 
 # One chart each, of the tags that the patterns match behind a phase's name.
@@ -70,6 +72,7 @@ class Board:
         if world.is_main:
             if done and again:
                 self._shown = _shown_at(folder, done)
+            _await_a_later_second(folder)
             self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else 0)
             self._writer.add_custom_scalars(layout())
 
@@ -101,6 +104,18 @@ class Board:
 
     def _has(self, tag: str, step: int) -> bool:
         return step == self._done and tag in self._shown
+
+
+def _await_a_later_second(folder: Path) -> None:
+    """TensorBoard takes a folder's files by name: the second of their start, then the process.
+
+    Of two that were begun in one second the later may come first, and hide the other's points.
+    """
+    seconds = [int(each.name.split(".")[3]) for each in folder.glob("events.out.tfevents.*")]
+    for _ in range(_TICKS):
+        if max(seconds, default=0) < int(time.time()):
+            return
+        time.sleep(_TICK)
 
 
 def _shown_at(folder: Path, step: int) -> frozenset[str]:

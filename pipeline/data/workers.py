@@ -57,9 +57,14 @@ class LoadedAhead(Generic[T_co]):
                 loaded, end = self._start(done, last, self._workers, _AHEAD), last
             try:
                 item = next(loaded)
-            except _DEATHS as error:
-                if not self._workers or not _is_death(error):
+            except Exception as error:
+                if not self._workers:
                     raise
+                if not isinstance(error, _DEATHS) or not _is_death(error):
+                    # The workers end with `loaded`, which the error's frames would keep; they heed
+                    # no SIGTERM, so Python's own way out would wait for them for ever.
+                    del loaded
+                    raise error.with_traceback(None) from None
                 tries += 1
                 if tries == _TRIES:
                     raise WorkerDeathError(self._numbers[done], error) from error

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,7 +75,6 @@ def test_a_killed_run_that_is_gone_on_with_has_the_curve_of_a_whole_one(
         train(tmp_path / "killed", Progress(), killed_at)
         os.kill(os.getpid(), signal.SIGKILL)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    time.sleep(1.1)  # event files are ordered by the second in which they were begun
     # Where the killed run's last checkpoint was, as it would be read back.
     saved = train(tmp_path / "same", Progress(), killed_at)
     gone_on = train(tmp_path / "killed", saved, STEPS)
@@ -96,7 +94,6 @@ def test_what_an_earlier_start_has_measured_of_the_last_step_is_not_shown_twice(
     starts = [first]
     picture = Image.new("RGB", (2, 2))
     for start in range(3):
-        time.sleep(1.1)  # event files are ordered by the second in which they were begun
         starts.append(Board(tmp_path, WORLD, prefix="st_align", done=4, again=True))
         starts[-1].scalars({"val/loss": 2.0}, 4)
         if start:  # the first was killed between the two
@@ -114,10 +111,8 @@ def test_what_an_earlier_start_has_measured_of_the_last_step_is_not_shown_twice(
 def test_what_a_start_has_hidden_is_shown_again(tmp_path: Path) -> None:
     hidden = Board(tmp_path, WORLD, prefix="st_align", done=0)
     hidden.scalars({"val/loss": 1.0}, 4)
-    time.sleep(1.1)
     back = Board(tmp_path, WORLD, prefix="st_align", done=2)  # from an older checkpoint
     back.scalars({"train/loss": 5.0}, 4)
-    time.sleep(1.1)
     last = Board(tmp_path, WORLD, prefix="st_align", done=4, again=True)
     last.scalars({"val/loss": 2.0}, 4)
     assert curve(tmp_path, "val/loss") == [(4, 2.0)]

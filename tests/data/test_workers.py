@@ -1,5 +1,6 @@
 """Loading processes that die: real processes, really killed; the items come all the same."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -77,6 +78,10 @@ class Broken(Dataset[Tensor]):
         raise DataError("this one")
 
 
-def test_an_items_own_error_stays_what_it_is() -> None:
-    with pytest.raises(DataError, match="this one"):
+def test_an_items_own_error_stays_what_it_is_and_ends_the_workers() -> None:
+    with pytest.raises(DataError, match="this one") as _held:
         next(iter(LoadedAhead(Broken(), range(2), workers=1)))
+    end = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not multiprocessing.active_children()  # though the error is still held here
