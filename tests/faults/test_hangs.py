@@ -14,7 +14,7 @@ from tests.faults.ranks import FORWARD, STEP, Ended, case, run, small_recipe
 pytestmark = pytest.mark.faults
 
 TIMEOUT = 12.0  # seconds, of the recipe
-START = 60.0  # until the fault, with two cores for two launches
+START = 150.0  # until the fault at most, with two cores for two launches and whatever else
 NEVER = ["st_align.epochs=1000"]
 ZERO1 = ["st_align.ds_config=zero1"]
 

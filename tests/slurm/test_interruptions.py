@@ -81,6 +81,7 @@ def newest_checkpoint(folder: Path) -> int:
     return max(found, default=0)
 
 
+@pytest.mark.by_hand
 def test_a_job_that_suffers_everything_ends_as_if_nothing_had_happened(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
