@@ -51,6 +51,7 @@ def test_slurm_takes_every_script(cluster: Cluster, script: Path) -> None:
     cluster.run("sbatch", "--test-only", "--gpus-per-node=0", f"slurm/{script.name}")
 
 
+@pytest.mark.by_hand
 def test_a_whole_run_on_two_nodes_which_is_not_done_twice(cluster: Cluster, tmp_path: Path) -> None:
     recipe = build(tmp_path, evaluate__metrics=["cider"])
     arguments = [str(recipe), f"runs={tmp_path}/runs"]
