@@ -51,6 +51,9 @@ def _be_rank(
         os.dup2(opened, stream.fileno())
         os.close(opened)
         stream.reconfigure(line_buffering=True)
+    # As in a process that was started anew: what a rank starts (its loading workers) it forks, so
+    # that they are its children, and end with it.
+    multiprocessing.set_start_method("fork", force=True)
     os.chdir(REPOSITORY)
     for name in [each for each in os.environ if each.startswith(("SLURM", "RANK"))]:
         del os.environ[name]
