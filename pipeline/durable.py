@@ -29,6 +29,18 @@ def write_text(path: Path, text: str, *, shared: bool = False) -> None:
     temporary.replace(path)
 
 
+def remembered(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none, or none that can be read.
+
+    For what can be made anew, so that a crash's remains stop nobody.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def sync(path: Path) -> None:
     """Makes a file or a folder survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.durable import write_json
+from pipeline.durable import remembered, write_json
 
 
 def fingerprint_of(*values: Any) -> str:
@@ -32,7 +32,7 @@ def content_hashes(path: Path, cache: Path, *, remember: bool = True) -> dict[st
     `cache` (JSON, which runs share) remembers hashes by path, size and time; remember: whether new
     ones are written to it. path: must exist.
     """
-    known = _remembered(cache)
+    known = remembered(cache)
     before = len(known)
     files = [path] if path.is_file() else sorted(filter(_is_content, path.iterdir()))
     hashes = {}
@@ -47,15 +47,6 @@ def content_hashes(path: Path, cache: Path, *, remember: bool = True) -> dict[st
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache, known, shared=True)
     return hashes
-
-
-def _remembered(cache: Path) -> dict[str, str]:
-    """What a cache holds; nothing where it cannot be read, for all of it can be read anew."""
-    try:
-        known = json.loads(cache.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
 
 
 def _is_content(path: Path) -> bool:

@@ -1,16 +1,14 @@
 """A phase's `summary.json`: how it stands, what it has seen and skipped, why it stopped."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline.callbacks.settle import exported
 from pipeline.config import PhaseConfig
 from pipeline.dist import World
-from pipeline.durable import write_json
+from pipeline.durable import remembered, write_json
 from pipeline.export_files import read_export
 from pipeline.ownership import Ownership
 from pipeline.progress import Progress
@@ -75,20 +73,11 @@ def summarise(
 def complete_summary(folder: Path, phase: PhaseConfig, world: World) -> None:
     """Writes the summary of a finished phase that was killed between its export and that."""
     path = folder / SUMMARY
-    if not world.is_main or _written(path).get("state") == "finished":
+    if not world.is_main or remembered(path).get("state") == "finished":
         return
     found = read_export(folder / "export")
     assert found is not None
     summarise(folder, phase, Progress(**found["progress"]), None, found["ran"], world)
-
-
-def _written(path: Path) -> dict[str, Any]:
-    """The summary that an earlier start has left; empty where there is none that can be read."""
-    try:
-        written = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return written if isinstance(written, dict) else {}
 
 
 @contextlib.contextmanager
@@ -105,6 +94,6 @@ def noting_a_stop(
         owner.check()
         if world.is_main:
             path = folder / SUMMARY
-            summary = _written(path) or {"phase": name, "steps": progress.step}
+            summary = remembered(path) or {"phase": name, "steps": progress.step}
             write_json(path, {**summary, "state": "stopped", "reason": str(asked)})
         raise

@@ -22,8 +22,10 @@ from pipeline.dist import World
 from pipeline.recipe_values import Value
 
 FOLDER = "tensorboard"  # of a phase; of a run: what came out of it
-_TICK, _TICKS = 0.05, 40  # two seconds; a clock that is further off is not waited for
 FINAL = "final"  # tags of what came out
+
+_EVENTS = "events.out.tfevents.*"  # named by TensorBoard: second, host, process
+_TICK, _TICKS = 0.05, 40  # two seconds; a clock that is further off is not waited for
 
 # One chart each, of the tags that the patterns match behind a phase's name.
 _CHARTS: Mapping[str, tuple[str, ...]] = {
@@ -111,7 +113,7 @@ def _await_a_later_second(folder: Path) -> None:
 
     Of two that were begun in one second the later may come first, and hide the other's points.
     """
-    seconds = [int(each.name.split(".")[3]) for each in folder.glob("events.out.tfevents.*")]
+    seconds = [int(each.name.split(".")[3]) for each in folder.glob(_EVENTS)]
     for _ in range(_TICKS):
         if max(seconds, default=0) < int(time.time()):
             return
@@ -121,7 +123,7 @@ def _await_a_later_second(folder: Path) -> None:
 def _shown_at(folder: Path, step: int) -> frozenset[str]:
     """The tags of what the event files in `folder` show of `step`, as TensorBoard reads them."""
     shown: set[str] = set()
-    for file in sorted(folder.glob("*tfevents*")):
+    for file in sorted(folder.glob(_EVENTS)):
         for event in EventFileLoader(str(file)).Load():
             if event.session_log.status == SessionLog.START and event.step <= step:
                 shown.clear()  # the start that wrote this has hidden them

@@ -7,6 +7,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -26,6 +27,8 @@ from pipeline.evaluation.retrieval import recall_at_k
 from pipeline.models.multimodal import MultimodalLM
 from pipeline.stopping import stoppable
 from pipeline.validation import language_metrics, retrieval_features, skipped_over_ranks
+
+T = TypeVar("T")
 
 
 def captions_of(raw: RawRecord) -> list[str]:
@@ -49,22 +52,18 @@ class References:
 
     def captions(self) -> dict[str, list[str]]:
         """Record key -> true texts."""
-        found = {}
-        for shard, record in self.items:
-            try:
-                raw = self.reader.read(shard, record)
-                found[raw.key] = self.texts(raw)
-            except ContentFault:
-                continue
-        return found
+        return self._read(self.texts)
 
     def questions(self) -> dict[str, str]:
         """Record key -> what it asks."""
+        return self._read(self.asked)
+
+    def _read(self, what: Callable[[RawRecord], T]) -> dict[str, T]:
         found = {}
         for shard, record in self.items:
             try:
                 raw = self.reader.read(shard, record)
-                found[raw.key] = self.asked(raw)
+                found[raw.key] = what(raw)
             except ContentFault:
                 continue
         return found

@@ -31,7 +31,7 @@ from pipeline.run import finished_export
 from pipeline.splits import Split, caption_dataset, open_split, share_of
 from pipeline.stopping import stoppable
 from pipeline.tasks import scored
-from pipeline.validation import language_metrics
+from pipeline.validation import language_metrics, skipped_over_ranks
 from pipeline.zero import partition_for_inference, placement_for
 
 log = logging.getLogger("pipeline")
@@ -67,6 +67,11 @@ class Scoring:
     def rows(self, kind: str) -> Pass:
         """A pass over this rank's rows; kind: `captions` of `splits.caption_dataset`."""
         return _rows(self.config, self.loaded, self.split, self.plan, self.world, kind)
+
+    def measured(self, reading: Pass) -> dict[str, Any]:
+        """What metrics.json says of every evaluation, `reading` being through; a collective."""
+        skipped = dict(skipped_over_ranks(reading.faults, self.world))
+        return {"export": str(self.export), "loss": self.loss, "skipped": skipped}
 
     def batches(self, reading: Pass, what: str) -> Iterator[Batch]:
         """The batches of a pass that takes long: a line in the log for each; a stop is heeded."""

@@ -25,7 +25,6 @@ from pipeline.evaluation.mme_files import GENERATED, LIKELIHOOD
 from pipeline.evaluation.mme_results import write_mme
 from pipeline.objectives import outputs_of
 from pipeline.ownership import Ownership, owning
-from pipeline.validation import skipped_over_ranks
 
 log = logging.getLogger("pipeline")
 
@@ -51,11 +50,7 @@ def _answer_mme(config: Config, owner: Ownership, world: World) -> dict[str, Any
     asked = scoring.rows("none")
     generated = _over_ranks(_generated(scoring, asked), world)
     likelier = _over_ranks(_likelier(scoring), world)
-    measured = {
-        "export": str(scoring.export),
-        "loss": scoring.loss,
-        "skipped": dict(skipped_over_ranks(asked.faults, world)),
-    }
+    measured = scoring.measured(asked)
     said = {GENERATED: generated, LIKELIHOOD: likelier}
     owner.check()
     result: dict[str, Any] = on_main(lambda: write_mme(scoring, said, measured), world)

@@ -16,7 +16,6 @@ from pipeline.evaluation.loading import Scoring, open_for_scoring
 from pipeline.evaluation.question_results import write_answers
 from pipeline.ownership import Ownership, owning
 from pipeline.tasks import check_answering, scored, way_of_answering
-from pipeline.validation import skipped_over_ranks
 
 log = logging.getLogger("pipeline")
 
@@ -44,11 +43,7 @@ def _answer_questions(config: Config, owner: Ownership, world: World) -> dict[st
     compares = scoring.config.evaluate.answers == "likelihood"
     asked = scoring.rows("options" if compares else "none")
     answers = (_compare if compares else _generate)(scoring, asked).over_ranks(world)
-    measured = {
-        "export": str(scoring.export),
-        "loss": scoring.loss,
-        "skipped": dict(skipped_over_ranks(asked.faults, world)),
-    }
+    measured = scoring.measured(asked)
     owner.check()
     result: dict[str, Any] = on_main(lambda: write_answers(scoring, answers, measured), world)
     log.info("evaluate      %s", answers.cost)

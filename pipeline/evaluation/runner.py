@@ -11,7 +11,7 @@ from pipeline.assemble import image_text_model
 from pipeline.captioning import caption_batches
 from pipeline.config import Config
 from pipeline.data.loader import Pass
-from pipeline.dist import World, from_main, gather_json
+from pipeline.dist import World, gather_json, on_main
 from pipeline.evaluation.captions import check_metrics
 from pipeline.evaluation.finishing import output_folder
 from pipeline.evaluation.loading import Scoring, open_for_scoring
@@ -23,7 +23,7 @@ from pipeline.ownership import Ownership, owning
 from pipeline.run import export_folder
 from pipeline.splits import pair_dataset, share_of
 from pipeline.tasks import CAPTIONS
-from pipeline.validation import retrieval_features, skipped_over_ranks
+from pipeline.validation import retrieval_features
 
 log = logging.getLogger("pipeline")
 
@@ -43,25 +43,18 @@ def _evaluate(config: Config, owner: Ownership, world: World) -> dict[str, Any]:
     check_metrics(config.evaluate.metrics)
     announce_spice(config.evaluate)
     scoring = open_for_scoring(config, world, "records")
-    predictions, skipped = _captions(scoring)
-    recall = _retrieval(scoring)
-    result: dict[str, Any] = {}
+    prompts = scoring.rows("none")
+    predictions = _captions(scoring, prompts)
+    measured = scoring.measured(prompts) | {"retrieval": _retrieval(scoring)}
     owner.check()
-    if world.is_main:
-        measured = {
-            "export": str(scoring.export),
-            "loss": scoring.loss,
-            "retrieval": recall,
-            "skipped": skipped,
-        }
-        result = write_results(scoring, predictions, measured)
-        log.info("evaluate      took %.0f s", time.perf_counter() - began)
-    return dict(from_main(result, world))
+    result: dict[str, Any] = on_main(lambda: write_results(scoring, predictions, measured), world)
+    log.info("evaluate      took %.0f s", time.perf_counter() - began)
+    return result
 
 
-def _captions(scoring: Scoring) -> tuple[dict[str, str], dict[str, int]]:
-    """Record key -> caption, and what could not be captioned by reason, over all ranks."""
-    prompts, world = scoring.rows("none"), scoring.world
+def _captions(scoring: Scoring, prompts: Pass) -> dict[str, str]:
+    """Record key -> caption, over all ranks."""
+    world = scoring.world
     local = caption_batches(
         scoring.model,
         scoring.batches(prompts, "captions"),
@@ -71,8 +64,7 @@ def _captions(scoring: Scoring) -> tuple[dict[str, str], dict[str, int]]:
         dtype=scoring.loaded.dtype,
         synced=scoring.loaded.partitioned,
     )
-    captions = {key: text for each in gather_json(local, world) for key, text in each.items()}
-    return captions, dict(skipped_over_ranks(prompts.faults, world))
+    return {key: text for each in gather_json(local, world) for key, text in each.items()}
 
 
 def _retrieval(scoring: Scoring) -> dict[str, float]:
