@@ -30,7 +30,7 @@ _QUIETLY: Mapping[str, Any] = MappingProxyType(
     {"show_progress": "hidden", "api_visibility": "private"}
 )
 _CSS = """
-.gradio-container { max-width: 1360px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1360px !important; margin: 0 auto !important; }
 #image img { object-fit: contain; }
 #status, #status * { border: none !important; box-shadow: none !important; }
 #status textarea { background: none !important; padding: 0 4px; }

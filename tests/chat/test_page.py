@@ -102,7 +102,7 @@ def test_ask_watch_stop_retry_and_clear(page: Page, pace: Pace) -> None:
     pace.seconds = 0.0
     page.click("#retry")
     wait_for_remark(page, "cut at the most tokens")
-    whole = answer(page, 0)
+    whole = whole_answer(page, 0)
     assert whole.startswith(stopped[0].rstrip()) and len(whole) > len(stopped[0])
     ask(page, "Why?")
     wait_for_answers(page, 1)
