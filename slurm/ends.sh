@@ -54,6 +54,7 @@ go_on_after() {
 # Ends this attempt; the job starts again, where it was. Where Slurm has ended it already, because
 # somebody cancelled it or a node is lost, that is Slurm's to decide.
 requeue() {
+    leave_to_a_newer_attempt
     case $(scontrol -o show job "$SLURM_JOB_ID") in
         *Reason=TimeLimit*) ;;
         *JobState=COMPLETING* | *JobState=CANCELLED*) say "Slurm ends this attempt: $1" && exit "$TRY_LATER" ;;
@@ -63,9 +64,21 @@ requeue() {
         fail 1 "$1; nothing was done since the last start, so it is not tried again"
     (($(failures) <= MAX_RESTARTS)) || fail 1 "$1; MAX_RESTARTS=$MAX_RESTARTS is reached"
     say "requeued: $1"
+    hand_back requeue "$1"
+}
+
+# Slurm ends this script when it has heard.
+hand_back() {
     trap - USR1 TERM
-    insist scontrol requeue "$SLURM_JOB_ID" && sleep 600 && exit "$TRY_LATER" # Slurm ends us here
-    fail "$TRY_LATER" "$1; scontrol requeue failed, submit again to go on"
+    insist scontrol "$1" "$SLURM_JOB_ID" && sleep 600 && exit "$TRY_LATER"
+    fail "$TRY_LATER" "$2; scontrol $1 failed, submit again to go on"
+}
+
+# This attempt's node was cut off and is back: Slurm has started the job again meanwhile, elsewhere.
+leave_to_a_newer_attempt() {
+    local job
+    job=$(scontrol -o show job "${SLURM_JOB_ID:-}" 2> /dev/null) || return 0
+    [[ $job = *" Restarts=$ATTEMPT "* ]] || { say "a newer attempt has the job, this one leaves" && exit "$TRY_LATER"; }
 }
 
 got_further() { ((STEPS > FIRST_STEP)) || [[ $DONE != "$FIRST_DONE" ]]; }
@@ -93,6 +106,7 @@ insist() {
 # The job's end: the reason is the log's last line, and the job's comment.
 fail() {
     local reason=${2#error: }
+    [[ -n ${SLURM_JOB_ID:-} ]] && leave_to_a_newer_attempt
     say "failed: $reason (exit code $1)"
     [[ -n ${SLURM_JOB_ID:-} ]] && scontrol update JobId="$SLURM_JOB_ID" Comment="exit code $1: ${reason:0:500}" 2> /dev/null
     exit "$1"

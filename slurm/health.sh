@@ -13,6 +13,8 @@ check_health() {
     launch stages/health.py meet "$folder" "${nodes//$'\n'/,}" "$HEALTH_SECONDS"
     [[ $CODE = 0 ]] && say "all nodes are well" && return
     leave_out_the_ill "$folder" "$nodes"
+    # shellcheck disable=SC2034  # read in ends.sh
+    first_time unreached && EXCUSED=1
     requeue "the ranks do not reach one another"
 }
 
@@ -39,17 +41,22 @@ leave_out_the_ill() {
     done
     ((${#ill[@]} == 0)) && return
     # No node was well, again: then it is not the nodes.
-    if ((${#ill[@]} == $(wc -w <<< "$nodes"))); then
-        [[ -e $RUN/jobs/$SLURM_JOB_ID/all-ill ]] && fail "$USER_ERROR" "two starts found no healthy node: $why"
-        touch "$RUN/jobs/$SLURM_JOB_ID/all-ill"
-    fi
+    ((${#ill[@]} < $(wc -w <<< "$nodes"))) || first_time all-ill ||
+        fail "$USER_ERROR" "two starts found no healthy node: $why"
     requeue_without "$why" "${ill[@]}"
+}
+
+# In all attempts of this job.
+first_time() {
+    local mark=$RUN/jobs/$SLURM_JOB_ID/$1
+    [[ ! -e $mark ]] && touch "$mark"
 }
 
 # The list of a running job cannot be changed, hence the small job that waits until this one is held.
 requeue_without() {
     local why=$1 nodes before part=$SLURM_JOB_PARTITION account=${SLURM_JOB_ACCOUNT:-}
     shift
+    leave_to_a_newer_attempt
     ((ATTEMPT < MAX_RESTARTS)) || fail 1 "$why; MAX_RESTARTS=$MAX_RESTARTS is reached"
     nodes=$(IFS=, && echo "$*")
     before=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
@@ -58,6 +65,5 @@ requeue_without() {
     scontrol update JobId="$SLURM_JOB_ID" Comment="left out: ${why:0:500}"
     sbatch --partition="$part" ${account:+--account="$account"} --exclude="$nodes" slurm/release.sh "$SLURM_JOB_ID" "$nodes" ||
         fail 1 "$why; no job can be started on the other nodes"
-    insist scontrol requeuehold "$SLURM_JOB_ID" && sleep 600
-    fail "$TRY_LATER" "$why; scontrol requeuehold failed"
+    hand_back requeuehold "$why"
 }

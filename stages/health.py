@@ -11,6 +11,8 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.health import look, meet
 from pipeline.recipe import load_recipe
 from pipeline.stage import leave_with_user_error
+from pipeline.watch.causes import WELL
+from pipeline.watch.watcher import leave
 
 
 def main(arguments: list[str]) -> str:
@@ -32,5 +34,6 @@ def main(arguments: list[str]) -> str:
 if __name__ == "__main__":
     try:
         print(main(sys.argv[1:]))
+        leave(WELL)  # Python's own way out may abort while threads of communication are about
     except UserError as error:
         leave_with_user_error(error, rank=0)

@@ -57,7 +57,7 @@ class Job:
         found = re.search(
             r"^ +Comment=(.*)$", self.cluster.run("scontrol", "show", "job", self.number), re.M
         )
-        return found[1] if found else ""
+        return found[1].strip() if found else ""
 
     @property
     def fields(self) -> dict[str, str]:

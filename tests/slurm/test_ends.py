@@ -115,6 +115,23 @@ def test_a_cancelled_job_does_not_come_back(stage: Stage) -> None:
     assert "requeued" not in job.log
 
 
+@pytest.mark.parametrize("end", ["requeue late", "fail 1 late", "requeue_without late n3"])
+def test_a_script_of_an_older_attempt_leaves_the_job_to_the_newer_one(
+    stage: Stage, end: str
+) -> None:
+    job = stage.job(UNTIL_STOPPED)
+    job.wait_for_words(STARTED)
+    job.cluster.run("scontrol", "requeue", job.number)
+    job.wait_for("the newer attempt", lambda: STARTED in job.words_of(1))
+    ghost = f"source slurm/common.sh; ATTEMPT=0; {end}"
+    env = {"SLURM_JOB_ID": job.number, "SLURM_JOB_PARTITION": "main"}
+    said = job.cluster.run("bash", "-c", f"({ghost}); [ $? = 75 ]", **env)
+    assert said.endswith("a newer attempt has the job, this one leaves\n")
+    assert job.fields["JobState"] == "RUNNING" and job.attempt == 1 and not job.comment
+    job.cluster.run("scancel", job.number)
+    assert job.end() == "CANCELLED"
+
+
 def test_what_the_user_stops_lets_nothing_of_the_chain_start(stage: Stage) -> None:
     stop = f"{stage.folder}/runs/tiny/STOP"
     python = stage.python(f"{stage.a_step}; echo 0 stopped the file {stop} > $EIM_OUTCOME_FILE")
