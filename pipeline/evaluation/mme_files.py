@@ -7,6 +7,7 @@ the benchmark's own calculation could not read; scores nothing.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.data.sources.mme import text_files
 from pipeline.errors import DataError
 from pipeline.evaluation.mme import NO, YES, Answer
 
@@ -33,7 +34,7 @@ def read_results(folder: Path) -> dict[str, list[Answer]]:
     Raises:
         DataError: there is none, or a line is no answer.
     """
-    files = sorted(folder.glob("*.txt"))
+    files = text_files(folder)
     if not files:
         raise DataError(f"{folder}: holds no result files of MME (existence.txt and the like)")
     return {file.stem: _read(file) for file in files}
@@ -41,7 +42,7 @@ def read_results(folder: Path) -> dict[str, list[Answer]]:
 
 def _read(file: Path) -> list[Answer]:
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from error
     answers = []
