@@ -7,7 +7,6 @@ the benchmark's own calculation could not read; scores nothing.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.data.sources.mme import text_files
 from pipeline.errors import DataError
 from pipeline.evaluation.mme import NO, YES, Answer
 
@@ -34,7 +33,7 @@ def read_results(folder: Path) -> dict[str, list[Answer]]:
     Raises:
         DataError: there is none, or a line is no answer.
     """
-    files = text_files(folder)
+    files = sorted(folder.glob("[!.]*.txt"))  # macOS puts a "._count.txt" beside a "count.txt"
     if not files:
         raise DataError(f"{folder}: holds no result files of MME (existence.txt and the like)")
     return {file.stem: _read(file) for file in files}

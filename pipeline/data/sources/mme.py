@@ -30,6 +30,7 @@ SPLIT = "test"  # the benchmark has no other
 ANSWERS = {"yes": "Yes", "no": "No"}
 
 _IMAGES, _QUESTIONS = "images", "questions_answers_YN"
+_TEXTS = "[!.]*.txt"
 _WHAT = "MME's folder, which holds existence/, count/ and so on (or existence.txt and images/)"
 
 
@@ -95,7 +96,7 @@ def question_files(root: Path) -> list[Path]:
 def _subtasks(root: Path) -> list[str]:
     """Folders with questions in either layout, and tables beside `images/`."""
     folders = [each.name for each in root.iterdir() if each.is_dir() and _files(root, each.name)]
-    tables = text_files(root) if (root / _IMAGES).is_dir() else ()
+    tables = root.glob(_TEXTS) if (root / _IMAGES).is_dir() else ()
     return sorted({*folders, *(each.stem for each in tables)} - {_IMAGES})
 
 
@@ -106,12 +107,7 @@ def _files(root: Path, subtask: str) -> list[Path]:
         return [table]
     folder = root / subtask
     inner = folder / _QUESTIONS
-    return text_files(inner if inner.is_dir() else folder)
-
-
-def text_files(folder: Path) -> list[Path]:
-    """The .txt files of a folder, in order, without hidden ones."""
-    return sorted(each for each in folder.glob("*.txt") if not each.name.startswith("."))
+    return sorted((inner if inner.is_dir() else folder).glob(_TEXTS))
 
 
 def _asked(root: Path, subtask: str) -> Iterator[_Asked]:
