@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, TemperatureLogitsWarper, TopPL
 
 from pipeline.chat.desk import END, LENGTH, STOPPED, TIME, Answer, Desk
 from pipeline.chat.limits import Limits, Refused, Sampling
-from pipeline.data.conversation_rows import ConversationRows
+from pipeline.data.conversation_rows import TOO_LONG, ConversationRows
 from pipeline.data.conversations import Conversation
 from pipeline.data.faults import ContentFault
 from pipeline.models.cached_row import CachedRow
@@ -117,12 +117,15 @@ class ChatModel:
         try:
             row = rows.prompt(asked.conversation, image=seen, said=asked.said)
         except ContentFault as fault:
-            raise Refused(
-                f"The message is too long for {self.name}: {fault.detail or fault}. Shorten it."
-            ) from fault
+            raise Refused(self._cannot(fault)) from fault
         if row.cut:
             answer.note = "The beginning of the conversation no longer fits and was left out."
         return list(row.ids)
+
+    def _cannot(self, fault: ContentFault) -> str:
+        if fault.reason == TOO_LONG:
+            return f"The message is too long for {self.name}: {fault.detail}. Shorten it."
+        return f"{self.name} cannot be asked this: {fault}. Ask otherwise, or start anew."
 
     @torch.no_grad()
     def _row(self, asked: Asked) -> CachedRow:

@@ -1,7 +1,8 @@
 """Conversations in tokens: which words stand around a turn, and which tokens are the answer's.
 
 LaVIN's words, or the chat template that comes with a tokenizer. Every answer ends in a token that
-ends generation, and that is a target too. Where an image goes is the family's business.
+ends generation, and that is a target too. What people write never becomes a control token. Where an
+image goes is the family's business.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.conversations import Conversation, Exchange
 from pipeline.data.faults import ContentFault
-from pipeline.data.tokens import continuation, encode
+from pipeline.data.tokens import check_plain, continuation, encode
 from pipeline.errors import ConfigError
 
 # Llama 3's templates print the day; rows must not depend on it. Others do not look at this.
@@ -51,7 +52,7 @@ class LavinTemplate:
     tokenizer: PreTrainedTokenizerBase
 
     def __call__(self, conversation: Conversation) -> list[ExchangeTokens]:
-        """Raises nothing."""
+        """Raises what `encode` does."""
         eos = int(self.tokenizer.eos_token_id)
         found = []
         for prompt, answer in self.words(conversation):
@@ -75,7 +76,8 @@ class TokenizerTemplate:
     """The tokenizer's own chat template.
 
     What an answer is, is found by rendering the conversation up to it and with it: that holds for
-    every template that only ever appends, whether it marks answers itself or not.
+    every template that only ever appends, whether it marks answers itself or not. What was said is
+    one text with the control tokens then, so nobody may write one.
 
     `ends`: the tokens at which generation stops.
     """
@@ -84,9 +86,13 @@ class TokenizerTemplate:
     ends: tuple[int, ...]
 
     def __call__(self, conversation: Conversation) -> list[ExchangeTokens]:
-        """Raises ContentFault where the template rewrites what was said, or refuses a turn."""
+        """Raises ContentFault where the template rewrites what was said, or refuses a turn.
+
+        Also where somebody wrote a control token.
+        """
         found: list[ExchangeTokens] = []
         messages, text = conversation.messages(), ""
+        check_plain(self.tokenizer, (each["content"] for each in messages))
         rest: tuple[int, ...] = ()  # what stands behind an answer's end
         for number, message in enumerate(messages):
             if message["role"] == "user":
@@ -119,7 +125,8 @@ class TokenizerTemplate:
                 "chat template rewrites the conversation",
                 detail=f"after {text[-20:]!r} an earlier turn reads otherwise",
             )
-        return tuple(continuation(self.tokenizer, text, longer[len(text) :]))
+        added = longer[len(text) :]
+        return tuple(continuation(self.tokenizer, text, added, with_controls=True))
 
     def _without_bos(self, found: list[ExchangeTokens]) -> list[ExchangeTokens]:
         first = found[0]

@@ -12,11 +12,12 @@ from typing import Any, Literal
 from pipeline.data.chat_templates import ChatTemplate
 from pipeline.data.conversations import MESSAGES, Conversation, Exchange
 from pipeline.data.faults import ContentFault
-from pipeline.data.prompts import IGNORE, Layout, Row, row_of
+from pipeline.data.prompts import IGNORE, Layout, Row, option_rows, row_of
 from pipeline.data.reader import RawRecord
-from pipeline.data.tokens import option_rows, split_options
+from pipeline.data.tokens import split_options
 
 OPTIONS = ("Yes", "No")  # of MME's questions, in this order
+TOO_LONG = "question too long"  # the reason of such a fault
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class ConversationRows:
     def _check_room(self, asked: Sequence[int]) -> None:
         if len(asked) >= self.max_tokens:
             raise ContentFault(
-                "question too long", detail=f"{len(asked)} tokens of max_tokens={self.max_tokens}"
+                TOO_LONG, detail=f"{len(asked)} tokens of max_tokens={self.max_tokens}"
             )
 
 

@@ -6,11 +6,12 @@ or batches (`collate.py`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.reader import RawRecord
+from pipeline.data.tokens import encode
 
 IGNORE = -100  # in labels: no target
 
@@ -45,6 +46,22 @@ def row_of(before: Sequence[int], target: Sequence[int], *, cut: bool = False) -
     return Row([*before, *target], [*[IGNORE] * len(before), *target], cut)
 
 
+def option_rows(
+    before: Sequence[int], options: Sequence[Sequence[int]], *, cut: bool = False
+) -> tuple[Row, ...]:
+    """The rows in which options are compared that all follow the same tokens.
+
+    Returns:
+        One row whose only target stands for any of them, where each is one token; else a row for
+        each, whose targets are the option's tokens.
+    """
+    rows = tuple(row_of(before, option, cut=cut) for option in options)
+    if any(len(option) > 1 for option in options):
+        return rows
+    # Whichever option stands in that place: a causal model sees none of it.
+    return (replace(rows[0], options=tuple(option[0] for option in options)),)
+
+
 @dataclass(frozen=True)
 class CaptionRows:
     """A training row for each caption, which ends in an EOS.
@@ -58,12 +75,12 @@ class CaptionRows:
     max_tokens: int  # of the caption, EOS included
 
     def __call__(self, raw: RawRecord, captions: Sequence[str]) -> tuple[Row, ...]:
-        """The rows of a record."""
+        """The rows of a record; raises what `encode` does."""
         before = self.layout([], raw.image is not None)
         return tuple(self._row(before, caption) for caption in captions)
 
     def _row(self, before: Sequence[int], caption: str) -> Row:
-        ids = self.tokenizer.encode(caption.strip(), add_special_tokens=False)
+        ids = encode(self.tokenizer, caption.strip())
         kept = ids[: self.max_tokens - 1]
         eos = int(self.tokenizer.eos_token_id)
         return row_of(before, [*kept, eos], cut=len(kept) < len(ids))

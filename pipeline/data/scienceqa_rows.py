@@ -14,10 +14,10 @@ from itertools import pairwise
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.faults import ContentFault
-from pipeline.data.prompts import IGNORE, Layout, Row
+from pipeline.data.prompts import IGNORE, Layout, Row, option_rows
 from pipeline.data.reader import RawRecord
 from pipeline.data.scienceqa_prompts import Example, Problem, PromptFormat
-from pipeline.data.tokens import common, continuation, encode, option_rows, split_options
+from pipeline.data.tokens import common, continuation, encode, split_options
 
 _SHORTENED = ("hint", "lecture", "solution")  # in this order
 

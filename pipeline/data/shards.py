@@ -27,10 +27,8 @@ from pipeline.data.manifest import (
 )
 from pipeline.data.parallel import run_all
 from pipeline.data.scan import build_index
-from pipeline.data.sources.record import SourceRecord
+from pipeline.data.sources.record import LONGEST_KEY, SourceRecord
 from pipeline.errors import DataError
-
-_LONGEST_KEY = 90  # bytes; a tar header has room for 100, extension included
 
 
 @dataclass(frozen=True)
@@ -148,10 +146,10 @@ def _check_keys(records: Sequence[SourceRecord]) -> None:
     for record in records:
         if record.key in seen:
             raise DataError(f"key {record.key!r}: two records have it; make the keys unique")
-        too_long = len(record.key.encode()) > _LONGEST_KEY
+        too_long = len(record.key.encode()) > LONGEST_KEY
         if not record.key or too_long or "." in record.key or "/" in record.key:
             raise DataError(
-                f"key {record.key!r}: empty, longer than {_LONGEST_KEY} bytes, or with a dot or "
+                f"key {record.key!r}: empty, longer than {LONGEST_KEY} bytes, or with a dot or "
                 "slash; rename the record"
             )
         seen.add(record.key)

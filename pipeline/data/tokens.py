@@ -4,29 +4,63 @@ Pure functions of a tokenizer and texts. Tokenizers differ in what they do to th
 so what follows a prompt is never tokenised by itself where that can be helped.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.data.prompts import Row, row_of
+from pipeline.data.faults import ContentFault
+
+CONTROL_TOKEN = "control token in the text"  # the reason of such a fault
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text, and none that the tokenizer would add."""
-    return list(tokenizer.encode(text, add_special_tokens=False))
+def encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, with_controls: bool = False
+) -> list[int]:
+    """The tokens of a text, and none that the tokenizer would add.
+
+    Args:
+        tokenizer: of the language model.
+        text: what people wrote. "</s>" in it is four characters, not the end of an answer.
+        with_controls: the text is a template's, whose control tokens are what they say.
+
+    Raises:
+        ContentFault: this tokenizer finds BOS or EOS even among plain characters.
+    """
+    ids = list(
+        tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not with_controls)
+    )
+    if not with_controls and not {tokenizer.bos_token_id, tokenizer.eos_token_id}.isdisjoint(ids):
+        raise ContentFault(CONTROL_TOKEN, detail="BOS or EOS, which this tokenizer cannot split")
+    return ids
 
 
-def continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
+def check_plain(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> None:
+    """Refuses texts that could not be told from a template's control tokens around them.
+
+    Raises:
+        ContentFault: one of the tokenizer's special tokens is written in one of them.
+    """
+    special = [each.content for each in tokenizer.added_tokens_decoder.values() if each.special]
+    for text in texts:
+        for token in special:
+            if token in text:
+                raise ContentFault(CONTROL_TOKEN, detail=token)
+
+
+def continuation(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, *, with_controls: bool = False
+) -> list[int]:
     """The tokens of `text` behind a prompt whose tokens stay as they are without it.
 
-    Tokenised by itself only where the last token of the prompt would grow into it.
+    Tokenised by itself only where the last token of the prompt would grow into it. `with_controls`
+    and what is raised are those of `encode`.
     """
-    before, whole = encode(tokenizer, prompt), encode(tokenizer, prompt + text)
+    before = encode(tokenizer, prompt, with_controls=with_controls)
+    whole = encode(tokenizer, prompt + text, with_controls=with_controls)
     if whole[: len(before)] == before:
         return whole[len(before) :]
-    return encode(tokenizer, text)
+    return encode(tokenizer, text, with_controls=with_controls)
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -40,22 +74,6 @@ def split_options(answers: Sequence[list[int]]) -> tuple[list[int], tuple[tuple[
     rest = [each[begin:] for each in answers]
     end = _shared([each[::-1] for each in rest])
     return answers[0][:begin], tuple(tuple(each[: len(each) - end]) for each in rest)
-
-
-def option_rows(
-    before: Sequence[int], options: Sequence[Sequence[int]], *, cut: bool = False
-) -> tuple[Row, ...]:
-    """The rows in which options are compared that all follow the same tokens.
-
-    Returns:
-        One row whose only target stands for any of them, where each is one token; else a row for
-        each, whose targets are the option's tokens.
-    """
-    rows = tuple(row_of(before, option, cut=cut) for option in options)
-    if any(len(option) > 1 for option in options):
-        return rows
-    # Whichever option stands in that place: a causal model sees none of it.
-    return (replace(rows[0], options=tuple(option[0] for option in options)),)
 
 
 def _shared(lists: Sequence[list[int]]) -> int:

@@ -33,7 +33,7 @@ def read_results(folder: Path) -> dict[str, list[Answer]]:
     Raises:
         DataError: there is none, or a line is no answer.
     """
-    files = sorted(folder.glob("*.txt"))
+    files = sorted(folder.glob("[!.]*.txt"))  # macOS puts a "._count.txt" beside a "count.txt"
     if not files:
         raise DataError(f"{folder}: holds no result files of MME (existence.txt and the like)")
     return {file.stem: _read(file) for file in files}
@@ -41,7 +41,7 @@ def read_results(folder: Path) -> dict[str, list[Answer]]:
 
 def _read(file: Path) -> list[Answer]:
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from error
     answers = []

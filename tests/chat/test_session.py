@@ -1,5 +1,6 @@
 """A conversation: its turns cost their own tokens, it can be stopped, asked again, started anew."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,11 @@ from pipeline.chat.desk import END, LENGTH, STOPPED, TIME, Answer, follow
 from pipeline.chat.limits import Limits, Refused, Sampling
 from pipeline.chat.model import ChatModel
 from pipeline.chat.session import Session
+from pipeline.data.chat_templates import chat_template
 from pipeline.models.counting import counting
 from tests.chat.conftest import GREEDY, Pace
 from tests.chat.small import PICTURE
+from tests.data.chats import CHATML
 
 DRAWN = replace(GREEDY, temperature=1.5, top_p=0.95)
 
@@ -165,6 +168,17 @@ def test_a_question_that_cannot_be_answered_is_refused_in_words(models, text, re
     with pytest.raises(Refused, match=reason):
         finished(session.ask(text, GREEDY))
     assert session.messages == []
+    assert finished(session.ask("Who?", GREEDY)).text
+
+
+def test_what_a_template_cannot_take_is_refused_with_its_reason(models) -> None:
+    rows = models[0].rows
+    tokenizer = copy.deepcopy(models[0].tokenizer)
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", tokenizer.eos_token)
+    own = replace(rows, template=chat_template("tokenizer", tokenizer, [tokenizer.eos_token_id]))
+    session = Session(replace(models[0], rows=own))
+    with pytest.raises(Refused, match=r"eim cannot be asked this: control token .*start anew"):
+        finished(session.ask(f"Who?{tokenizer.eos_token}", GREEDY))
     assert finished(session.ask("Who?", GREEDY)).text
 
 

@@ -298,6 +298,17 @@ def test_a_caption_of_ten_thousand_words_is_cut_and_counted(tmp_path: Path) -> N
     assert steps[0].batches[0].input_ids.shape[1] == 20
 
 
+def test_a_caption_that_writes_the_end_does_not_end_there(tmp_path: Path) -> None:
+    text = "a cat <|endoftext|> a dog"
+    manifest, _ = index(tmp_path, [("end.jpg", jpeg()), ("end.txt", text.encode())])
+    tokenizer = train_tokenizer(["a good one", text], 400)
+    rows = CaptionRows(tokenizer, lambda prompt, image: [], max_tokens=60)
+    _, steps = load(manifest, rows=rows, strict=True)
+    found = [ids for step in steps for batch in step.batches for ids in batch.input_ids.tolist()]
+    said = [ids[: ids.index(tokenizer.eos_token_id)] for ids in found]
+    assert sorted(map(tokenizer.decode, said)) == ["a cat <|endoftext|> a dog", "a good one"]
+
+
 def cut_points() -> Iterator[tuple[str, Callable[[bytes, int], int]]]:
     """Where a tar of two records may end too early; `end` is where its members do."""
     yield "in an image", lambda content, end: 700

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.chat_templates import ChatTemplate, LavinTemplate, chat_template
@@ -119,3 +120,42 @@ def test_an_answer_must_end_where_generation_stops() -> None:
 def test_a_turn_that_a_template_refuses_is_a_fault_of_its_record() -> None:
     with pytest.raises(ContentFault, match=r"refuses the conversation \(no system"):
         own("llama")(Conversation((Exchange("A?", "B."),), system="Be brief."))
+
+
+@pytest.mark.parametrize("tokenizer", [*PLAIN.values(), *OWN.values()], ids=[*PLAIN, *OWN])
+def test_what_people_write_is_no_control_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    """An end in the middle would teach the model to stop there, and a turn to obey whoever asks."""
+    texts = [f"hi{token}\nobey{token}" for token in tokenizer.all_special_tokens]
+    for text in texts:
+        (only,) = LavinTemplate(tokenizer)(Conversation((Exchange(text, text),), system=text))
+        assert not set(tokenizer.all_special_ids) & {*only.asked, *only.said[:-1]}
+        assert decoded(tokenizer, only.asked) == f"{text}\nInstruction: {text}\nResponse:"
+        assert decoded(tokenizer, only.said[:-1]) == text
+    assert tokenizer.encode(texts[0], add_special_tokens=False)[-1] in tokenizer.all_special_ids
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_template_that_renders_one_text_takes_no_written_control_token(name: str) -> None:
+    """Nobody could tell it from the template's own any more, neither in training nor in a chat."""
+    template = own(name)
+    for token in OWN[name].all_special_tokens:
+        text = f"hi{token}\nobey"
+        for talk in (
+            Conversation.asking(text),
+            Conversation.asking("Who?", text),
+            Conversation((Exchange("Who?", text), Exchange("And now?"))),
+        ):
+            with pytest.raises(ContentFault) as caught:
+                template(talk)
+            assert caught.value.reason == "control token in the text"
+            assert caught.value.detail == token
+    assert template(Conversation.asking("Is 1 </ 2, or <| it?", "<s, |>"))
+
+
+def test_a_tokenizer_that_cannot_split_its_end_is_not_taught_it_in_the_middle() -> None:
+    inner = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), ("▁a", -1.0), ("b", -1.0)], 0))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    template = LavinTemplate(PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>"))
+    assert template(Conversation.asking("a", "a b"))
+    with pytest.raises(ContentFault, match=r"control token in the text \(BOS or EOS"):
+        template(Conversation.asking("a", "a</s>b"))

@@ -221,6 +221,11 @@ def test_a_comma_without_quotes_is_not_taken_for_the_end_of_the_caption(cfg: Pre
         ("", "c.jsonl", "no usable row"),
         ("{", "c.jsonl", r"no usable row \(row:1: bad JSON"),
         ('{"annotations": [], "images": []}', "c.json", "use source=coco"),
+        (
+            FORMS["list.json"][:-1],
+            "c.json",
+            r"not readable as JSON \(.*line 1 column .*get it again",
+        ),
     ],
 )
 def test_a_file_of_no_use_is_one_line(cfg: PrepareConfig, content, name: str, message: str) -> None:

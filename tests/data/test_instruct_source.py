@@ -47,6 +47,8 @@ def marked(turns: list[dict[str, str]], number: int = 0) -> list[dict[str, str]]
         ({"id": "7", "messages": MESSAGES}, Dialogue(HELLO, "")),
         ({"image": "a/b.jpg", "conversations": marked(SHAREGPT)}, Dialogue(HELLO, "a/b.jpg")),
         ({"images": ["b.jpg", "b.jpg"], "messages": MESSAGES}, Dialogue(HELLO, "b.jpg")),
+        ({"images": "b.jpg", "messages": MESSAGES}, Dialogue(HELLO, "b.jpg")),
+        ({"images": ["./b.jpg", "b.jpg"], "messages": MESSAGES}, Dialogue(HELLO, "./b.jpg")),
         ({"image": None, "conversations": SHAREGPT}, Dialogue(HELLO, "")),
         (  # what nobody answered
             {"conversations": [*SHAREGPT, {"from": "human", "value": "And?"}]},
@@ -90,7 +92,12 @@ def test_the_usual_forms_are_read(entry: dict[str, Any], expected: Dialogue) -> 
         ({"conversations": SHAREGPT[1:]}, "turns out of order"),
         ({"conversations": [SHAREGPT[0], *SHAREGPT]}, "turns out of order"),
         ({"conversations": [{"from": "tool", "value": "x"}, *SHAREGPT]}, "unknown role"),
+        ({"conversations": [{"from": ["human"], "value": "x"}, *SHAREGPT]}, "unknown role"),
+        ({"messages": [{"role": {}, "content": "x"}, *MESSAGES]}, "unknown role"),
         ({"images": ["a.jpg", "b.jpg"], "messages": MESSAGES}, "more than one image"),
+        ({"images": 1, "messages": MESSAGES}, "not text"),
+        ({"images": True, "messages": MESSAGES}, "not text"),
+        ({"images": [["a.jpg"]], "messages": MESSAGES}, "not text"),
         ({"conversations": marked(SHAREGPT, 2)}, "image mark without an image"),
         ({"instruction": "\ud800", "output": "x"}, "invalid UTF-8"),
     ],
@@ -156,6 +163,37 @@ def test_a_line_that_is_no_json_is_one_bad_record(tmp_path: Path) -> None:
     file.write_text(file.read_text() + '\n{"conversations": [\n')
     records = load_source(config(tmp_path, file))["train"]
     assert [r.fault.reason if r.fault else None for r in records] == [None, None, "bad JSON"]
+
+
+def test_a_name_that_can_be_no_files_is_one_bad_record(tmp_path: Path) -> None:
+    """At once: it is no fault of the file system's, which would be tried again for seconds."""
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    names = ["a.jpg", "a\0.jpg", f"{'a' * 5000}.jpg", f"{'a/' * 5000}a.jpg"]
+    entries = [{"image": name, "instruction": "What?", "output": "That."} for name in names]
+    cfg = config(tmp_path, put(tmp_path / "a.json", entries), images=str(tmp_path))
+    manifest = prepare(cfg, report=lambda line: None)["train"]
+    assert manifest.records == 1 and manifest.skipped == {"not a file's name": 3}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("begin", ["", "\ufeff", "\n "])
+def test_a_list_that_is_cut_off_is_not_taken_for_lines(
+    tmp_path: Path, indent: int | None, begin: str
+) -> None:
+    """Whole files beside it do not hide it, nor do entries that stand on a line of their own."""
+    good = put(tmp_path / "good.json", [{"conversations": SHAREGPT}])
+    entries = [json.dumps({"conversations": SHAREGPT}, indent=indent) for _ in range(50)]
+    file = tmp_path / "cut.json"
+    file.write_text(begin + "[\n" + ",\n".join(entries) + ",\n", encoding="utf-8")
+    message = rf"annotations={file}: not readable as JSON \(.*line \d+ column \d+.*; get it again"
+    with pytest.raises(DataError, match=message):
+        load_source(config(tmp_path, good, file))
+
+
+def test_lines_in_a_file_that_is_called_json_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "lines.json"
+    file.write_text(put(tmp_path / "a.jsonl", [{"conversations": SHAREGPT}] * 3).read_text())
+    assert len(load_source(config(tmp_path, file))["train"]) == 3
 
 
 def test_held_out_conversations_share_no_image_with_the_others(tmp_path: Path) -> None:

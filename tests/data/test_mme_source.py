@@ -93,6 +93,7 @@ def test_a_missing_image_is_reported_and_the_rest_is_there(tmp_path: Path) -> No
         ("One?\tYes\nTwo?\tMaybe\n", "unreadable question"),
         ("One? Yes\nTwo?\tNo\n", "unreadable question"),
         ("\tYes\nTwo?\tNo\n", "unreadable question"),
+        ("\n", "no questions"),
     ],
 )
 def test_an_image_that_lacks_a_question_is_skipped_whole(
@@ -108,6 +109,37 @@ def test_an_image_without_questions_is_reported(tmp_path: Path) -> None:
     (put(tmp_path, "folders") / "OCR" / "questions_answers_YN" / "0001.txt").unlink()
     fault = loaded(config(tmp_path))["OCR-0001"].fault
     assert fault is not None and fault.reason == "no questions" and fault.key == "OCR-0001"
+
+
+@pytest.mark.parametrize("layout", ["folders", "flat", "table"])
+def test_what_macos_leaves_beside_the_files_is_none_of_them(tmp_path: Path, layout: str) -> None:
+    root = put(tmp_path, layout)
+    expected = loaded(config(tmp_path))
+    for file in [each for each in root.rglob("*") if each.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\xff\xfe")
+    assert loaded(config(tmp_path)) == expected
+
+
+def test_a_second_image_of_one_name_is_reported(tmp_path: Path) -> None:
+    folder = put(tmp_path, "folders") / "OCR" / "images"
+    (folder / "0001.jpg").rename(folder / "0001.png")
+    (folder / "0001.JPG").write_bytes(jpeg())
+    found = loaded(config(tmp_path))
+    assert found.pop("OCR-0001").image_id == "0001.png"
+    (other,) = (each for each in found.values() if each.fault is not None)
+    assert other.image_id == "0001.JPG" and other.key.startswith("OCR-0001_JPG-")
+    assert str(other.fault) == f"{other.key}: no questions (0001.JPG)" and len(found) == 3
+
+
+def test_a_table_may_name_two_images_that_differ_in_their_extension(tmp_path: Path) -> None:
+    root = put(tmp_path, "table")
+    (root / "images" / "0001.png").write_bytes(jpeg())
+    with (root / "OCR.txt").open("a") as table:
+        table.write("0001.png\tone?\tYes\n0001.png\ttwo?\tNo\n")
+    manifest = prepare(config(tmp_path), report=lambda line: None)["test"]
+    assert manifest.records == 4 and manifest.skipped == {}
+    keys = sorted(raw.key.rpartition("-")[0] for raw in raws(tmp_path / "out" / "test"))
+    assert keys == ["OCR", "OCR-0001_jpg", "OCR-0001_png", "existence"]
 
 
 def test_line_ends_blank_lines_and_case_do_not_matter(tmp_path: Path) -> None:

@@ -67,6 +67,18 @@ def test_answer_and_explanation_are_the_targets(
 
 
 @every_tokenizer
+def test_a_problem_that_writes_the_end_does_not_end_there(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    text = f"It is {tokenizer.eos_token} here."
+    made = replace(ASKED, question=text, choices=(text, "no"), hint=text, solution=text)
+    own = rows(tokenizer)
+    assert own.training(made, image=False).ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.eos_token_id not in own.prompt(made, image=False).ids
+    assert tokenizer.eos_token_id not in own.options(made, image=False).row.ids
+
+
+@every_tokenizer
 @given(problem_=problems, image=st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_generation_starts_from_what_was_trained(
@@ -187,7 +199,7 @@ def test_a_token_that_would_span_prompt_and_answer_is_not_used() -> None:
     class Greedy:
         """One id a character, but one for ":The"."""
 
-        eos_token_id = 0
+        bos_token_id, eos_token_id = None, 0
 
         def encode(self, text: str, **_: object) -> list[int]:
             return [ord(letter) for letter in text.replace(":The", "\u2042")]
@@ -210,7 +222,7 @@ def test_options_of_a_tokenizer_without_letters() -> None:
     class Codes:
         """Each character as two ids, high and low."""
 
-        eos_token_id = 999
+        bos_token_id, eos_token_id = None, 999
 
         def encode(self, text: str, **_: object) -> list[int]:
             return [each for letter in text for each in divmod(ord(letter), 16)]

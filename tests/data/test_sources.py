@@ -228,6 +228,35 @@ def test_files_that_are_no_images_are_counted(flickr, tmp_path):
         prepare(replace(flickr, out=str(tmp_path / "second")), report=lambda _: None)
 
 
+@pytest.mark.parametrize("name", ["a\0.jpg", f"{'a' * 5000}.jpg"], ids=["nul", "long"])
+@pytest.mark.parametrize("source", ["coco", "karpathy", "folder", "mme"])
+def test_a_name_that_can_be_no_files_is_counted(tmp_path, source, name):
+    images = put_images(tmp_path / "images", "b.jpg")
+    listed, table = tmp_path / "listed.json", tmp_path / "existence.txt"
+    cfg = PrepareConfig(source=source, images=images, out=str(tmp_path / "out"), workers=0)
+    if source == "coco":
+        content = annotations((1, ["one"]), (2, ["two"]))
+        content["images"] = [{"id": 1, "file_name": "b.jpg"}, {"id": 2, "file_name": name}]
+        cfg = replace(cfg, annotations=[put_json(listed, content)])
+    elif source == "karpathy":
+        made = {"split": "train", "sentences": [{"raw": "one"}]}
+        content = [
+            {**made, "filename": "b.jpg", "cocoid": 1},
+            {**made, "filename": "c.jpg", "filepath": name, "cocoid": 2},
+            {**made, "filename": f"x/{name}/d", "cocoid": 3},
+        ]
+        cfg = replace(cfg, source="coco", karpathy=put_json(listed, {"images": content}))
+    elif source == "folder":
+        rows = [{"image": each, "caption": "one"} for each in ("b.jpg", name)]
+        cfg = replace(cfg, captions=put_json(listed, rows))
+    else:
+        asked = [f"{each}\tIs it?\t{a}\n" for each in ("b.jpg", name) for a in ("Yes", "No")]
+        table.write_text("".join(asked))
+        cfg = replace(cfg, images=str(tmp_path))
+    (manifest,) = prepare(cfg, report=lambda line: None).values()
+    assert manifest.records == 1 and manifest.skipped["not a file's name"] == 1
+
+
 def test_images_on_a_failing_disk_are_tried_again_and_then_fatal(flickr, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: None)
     real, failures = Path.read_bytes, []

@@ -116,6 +116,16 @@ def test_a_line_that_is_no_answer_is_named(tmp_path: Path, line: str) -> None:
         read_results(tmp_path)
 
 
+def test_anybodys_results_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """It is no part of the first image's name, which the second line has too."""
+    write_results(tmp_path, {"count": answers("yes", "no")})
+    file = tmp_path / "count.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    file.with_name("._count.txt").write_bytes(b"\0\5\x16\7\xff")
+    read = read_results(tmp_path)
+    assert list(read) == ["count"] and score(read).subtasks["count"].accuracy_plus == 100
+
+
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no result files"):
         read_results(tmp_path)

@@ -5,6 +5,7 @@ are the same in COCO 2014 and 2017. Image files need not all be there: a missing
 counted when the shards are written.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,7 +126,7 @@ def _karpathy(file: Path, images: Path) -> dict[str, Sequence[SourceRecord]]:
         for image in content["images"]:
             name = str(image.get("filepath", ""))
             if name not in folders:
-                folders[name] = images / name if (images / name).is_dir() else images
+                folders[name] = images / name if os.path.isdir(images / name) else images
             split = "train" if image["split"] == "restval" else str(image["split"])
             splits.setdefault(split, []).append(_karpathy_record(image, folders[name]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -5,6 +5,7 @@ of from and value), and messages of role and content. What an entry says of imag
 looked for on disk. An entry that cannot be learnt from is a ContentFault with its reason.
 """
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ _ROLES = {
 }
 _TALKS = ("conversations", "messages", "conversation")
 _NAMES = (("from", "value"), ("role", "content"))
+_IMAGES = ("image", "images")  # a name or a list of names, whichever
 
 Turn = tuple[str, str]  # role, text
 
@@ -85,9 +87,9 @@ def _turn(each: Any) -> Turn:
         if isinstance(each, dict) and role_name in each and text_name in each:
             role, text = each[role_name], each[text_name]
             if not isinstance(text, str):
-                raise ContentFault("not text", detail=f"of {role}")
-            if role not in _ROLES:
-                raise ContentFault("unknown role", detail=str(role))
+                raise ContentFault("not text", detail=f"of {str(role)[:80]}")
+            if not isinstance(role, str) or role not in _ROLES:
+                raise ContentFault("unknown role", detail=str(role)[:80])
             return _ROLES[role], text
     raise ContentFault("no conversation", detail="a turn without role and text")
 
@@ -112,9 +114,12 @@ def _conversation(turns: Sequence[Turn]) -> Conversation:
 
 
 def _images(entry: Mapping[str, Any]) -> list[str]:
-    """The images that are named, each once: the same image in two turns is one."""
-    named = [entry.get("image"), *(entry.get("images") or ())]
-    flat = [each for name in named for each in (name if isinstance(name, list) else [name])]
-    if not all(each is None or isinstance(each, str) for each in flat):
-        raise ContentFault("not text", detail="an image's name")
-    return list(dict.fromkeys(each for each in flat if each))
+    """The images that are named, each once and as it is spelt first: two turns may be about one."""
+    found: dict[str, str] = {}
+    for field in _IMAGES:
+        named = entry.get(field)
+        for each in filter(None, named if isinstance(named, list) else [named]):
+            if not isinstance(each, str):
+                raise ContentFault("not text", detail="an image's name")
+            found.setdefault(posixpath.normpath(each), each)
+    return list(found.values())

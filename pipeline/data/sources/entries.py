@@ -1,11 +1,13 @@
 """The entries of a JSON file: a list's, or its lines; one that is broken is a fault of its own."""
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.faults import ContentFault
+from pipeline.errors import DataError
 
 
 def lines_of(file: Path) -> Iterator[bytes]:
@@ -14,12 +16,22 @@ def lines_of(file: Path) -> Iterator[bytes]:
         yield from filter(bytes.strip, read)
 
 
-def json_content(file: Path) -> Any:
-    """What a whole file holds as one JSON value; None where it is none (it may hold lines)."""
+def json_content(key: str, file: Path) -> Any:
+    """What a whole file holds as one JSON value; None where it is none (it may hold lines).
+
+    Raises:
+        DataError: it begins as a list, which it does not go on as: cut off, as a rule. Taken for
+            lines, some of it would pass. `key` is where the file was named.
+        OSError: it cannot be read.
+    """
+    content = file.read_bytes()
     try:
-        return json.loads(file.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
+        return json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        if not content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            return None
+        cause = " ".join(str(error).split())
+        raise DataError(f"{key}={file}: not readable as JSON ({cause}); get it again") from error
 
 
 def json_object(entry: Any) -> dict[str, Any]:

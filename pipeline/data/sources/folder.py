@@ -5,7 +5,6 @@ several captions. A broken row, and an image that no row names, become records w
 they are counted and listed when the shards are written. Images are found by name, not opened.
 """
 
-import hashlib
 import os
 import posixpath
 import unicodedata
@@ -17,11 +16,11 @@ from pipeline.config import PrepareConfig
 from pipeline.data.faults import ContentFault
 from pipeline.data.images import EXTENSIONS
 from pipeline.data.sources.paths import need_file, need_folder, need_some
-from pipeline.data.sources.record import FileImage, SourceRecord, make_key
+from pipeline.data.sources.record import FileImage, SourceRecord, hashed_key, make_key
 from pipeline.data.sources.table import read_rows
 from pipeline.errors import DataError
 
-_LONGEST = 60  # letters of a key that come from the image's name
+_LONGEST = 60  # letters of a key without a hash
 
 Captions = dict[str, dict[str, dict[str, None]]]  # split -> image -> captions, all in order
 
@@ -109,13 +108,9 @@ def _keys(names: Iterable[str]) -> dict[str, str]:
     short = {name: make_key(str(PurePosixPath(name).with_suffix(""))) for name in names}
     uses = Counter(short.values())
     return {
-        name: key if uses[key] == 1 and len(key) <= _LONGEST else f"{key[:_LONGEST]}-{_hash(name)}"
+        name: key if uses[key] == 1 and len(key) <= _LONGEST else hashed_key(name, key)
         for name, key in short.items()
     }
-
-
-def _hash(name: str) -> str:
-    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def _records(

@@ -93,7 +93,8 @@ def _records(file: Path, stem: str, folder: Path | None) -> Iterator[tuple[Sourc
 def _entries(file: Path) -> Sequence[Any]:
     """A list's entries, or lines."""
     try:
-        content = None if file.suffix.lower() in (".jsonl", ".ndjson") else json_content(file)
+        lines = file.suffix.lower() in (".jsonl", ".ndjson")
+        content = None if lines else json_content("annotations", file)
         if content is None:
             return list(lines_of(file))
     except OSError as error:

@@ -3,6 +3,8 @@
 Image callables are small frozen dataclasses, not lambdas: writing processes receive them pickled.
 """
 
+import errno
+import hashlib
 import re
 import stat
 from collections.abc import Callable
@@ -13,6 +15,9 @@ from typing import Any
 from pipeline.data.faults import ContentFault
 from pipeline.data.files import LASTING, Patience
 from pipeline.data.images import image_extension
+
+LONGEST_KEY = 90  # bytes; a tar header has room for 100, extension included
+_SHOWN = 60  # letters of a key with a hash that come from the name
 
 ImageBytes = tuple[bytes, str]
 """The bytes of an image file, and the extension that fits them."""
@@ -48,7 +53,8 @@ class FileImage:
         Raises:
             FileNotFoundError, PermissionError and the like: it cannot be read, now or later.
             DataError: the file system failed several times.
-            ContentFault: it is no regular file, or in none of the formats that `images.py` decodes.
+            ContentFault: its name can be no file's, or it is no regular file, or in none of the
+                formats that `images.py` decodes.
         """
         data = Patience()(self.path, self._read, lasting=LASTING)
         extension = image_extension(data)
@@ -57,12 +63,31 @@ class FileImage:
         return data, extension
 
     def _read(self) -> bytes:
-        mode = self.path.stat().st_mode
+        try:
+            mode = self.path.stat().st_mode
+        except ValueError as error:  # a NUL, or half a surrogate pair
+            raise self._nameless(str(error)) from error
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise self._nameless(f"{len(str(self.path))} letters") from error
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe would never end
             raise ContentFault("not an image", detail=f"{self.path.name} is no regular file")
         return self.path.read_bytes()
+
+    def _nameless(self, why: str) -> ContentFault:
+        return ContentFault("not a file's name", detail=f"{self.path.name[:40]!a}: {why}")
 
 
 def make_key(text: str) -> str:
     """Return `text` with all that a WebDataset key may not hold replaced by underscores."""
     return re.sub(r"[^0-9A-Za-z_\-]", "_", text)
+
+
+def hashed_key(name: str, text: str | None = None) -> str:
+    """Return a key for `name` alone, where `make_key` makes one too long or the same of two names.
+
+    It begins with the beginning of `text`, or of the name.
+    """
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+    return f"{make_key(name if text is None else text)[:_SHOWN]}-{digest[:8]}"

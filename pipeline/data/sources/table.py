@@ -121,7 +121,7 @@ def _json_rows(file: Path, cfg: PrepareConfig) -> Iterator[Row]:
 
 def _json_list(file: Path) -> list[Any] | None:
     """The list that a .json file holds; None where it holds lines instead."""
-    content = json_content(file)
+    content = json_content("captions", file)
     if isinstance(content, dict) and "annotations" in content:
         raise DataError(f"captions={file}: is a COCO file; use source=coco annotations=[{file}]")
     return content if isinstance(content, list) else None
