@@ -18,8 +18,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.chat.api import refusal, router
-from pipeline.chat.limits import Refused
+from pipeline.chat.api import router
+from pipeline.chat.failures import add_handlers
 from pipeline.chat.model import ChatModel
 from pipeline.chat.page import mount_page
 from pipeline.config import ChatConfig
@@ -71,7 +71,7 @@ def build_app(models: Sequence[ChatModel], config: ChatConfig) -> FastAPI:
     """The whole server's application."""
     app = FastAPI(title="EIM chat", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(router(models))
-    app.add_exception_handler(Refused, refusal)
+    add_handlers(app)
     mount_page(app, models, config)
     # Base64 makes four characters of three bytes; a character of a text takes up to 12 as JSON.
     body = 2 * config.max_image_bytes + 12 * 11 * config.max_characters
