@@ -15,10 +15,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from pipeline.chat.completions import Completion
+from pipeline.chat.completions import Completion, shown
 from pipeline.chat.desk import LENGTH, TICK, TIME, Answer
+from pipeline.chat.failures import error_body
 from pipeline.chat.limits import Refused
 from pipeline.chat.model import ChatModel
+from pipeline.chat.stops import Said, before_stops
 
 _FINISH = {LENGTH: "length", TIME: "length"}  # all else: "stop"
 
@@ -28,20 +30,25 @@ def router(models: Sequence[ChatModel]) -> APIRouter:
     routes = APIRouter(prefix="/v1")
     named = {each.name: each for each in models}
 
+    def find(name: str) -> ChatModel:
+        if name not in named:
+            raise Refused(
+                f"There is no model '{shown(name)}' here; ask {' or '.join(named)}.",
+                HTTPStatus.NOT_FOUND,
+            )
+        return named[name]
+
     @routes.get("/models")
     def list_models() -> dict[str, Any]:
-        about = {"object": "model", "owned_by": "eim", "created": 0}
-        listed = [{"id": name, **about} for name in named]
-        return {"object": "list", "data": listed}
+        return {"object": "list", "data": [_about(each) for each in models]}
+
+    @routes.get("/models/{name:path}")
+    def retrieve_model(name: str) -> dict[str, Any]:
+        return _about(find(name))
 
     @routes.post("/chat/completions")
     async def complete(asked: Completion, request: Request) -> Response:
-        model = named.get(asked.model) if asked.model else models[0]
-        if model is None:
-            raise Refused(
-                f"There is no model {asked.model!r} here; ask {' or '.join(named)}.",
-                HTTPStatus.NOT_FOUND,
-            )
+        model = find(asked.model) if asked.model else models[0]
         # In a thread: an image takes its time, and others are served meanwhile.
         answer = model.put(await asyncio.to_thread(asked.asked, model))
         reply = _Reply(asked, model, answer)
@@ -53,12 +60,8 @@ def router(models: Sequence[ChatModel]) -> APIRouter:
     return routes
 
 
-def refusal(request: Request, error: Exception) -> Response:
-    """A `Refused` as OpenAI's clients expect an error."""
-    assert isinstance(error, Refused)
-    kind = "invalid_request_error" if error.status < 500 else "server_error"
-    body = {"message": str(error), "type": kind, "param": None, "code": None}
-    return JSONResponse({"error": body}, error.status)
+def _about(model: ChatModel) -> dict[str, Any]:
+    return {"id": model.name, "object": "model", "owned_by": "eim", "created": 0}
 
 
 class _Reply:
@@ -78,8 +81,9 @@ class _Reply:
 
     async def whole(self, request: Request) -> dict[str, Any]:
         """The answer in one piece."""
-        await self._until(request, lambda: False)
-        said = {"role": "assistant", "content": self._answer.text}
+        await self._until(request, lambda: self._said().stopped)
+        self._answer.stop()
+        said = {"role": "assistant", "content": self._said().text}
         choice = {"index": 0, "message": said, "logprobs": None, "finish_reason": self._finish()}
         return {
             **self._head,
@@ -100,31 +104,46 @@ class _Reply:
         self._answer.check()
 
     async def events(self) -> AsyncIterator[str]:
-        """The answer as it grows, as server-sent events."""
-        answer, sent = self._answer, 0
-        yield self._chunk([_delta({"role": "assistant", "content": ""})])
+        """The answer as it grows, as server-sent events; one that fails ends with the error."""
         try:
-            while True:
-                over = answer.over
-                if len(answer.text) > sent:
-                    grown, sent = answer.text[sent:], len(answer.text)
-                    yield self._chunk([_delta({"content": grown})])
-                if over is not None:
-                    break
-                await asyncio.sleep(TICK)
+            yield self._chunk([_delta({"role": "assistant", "content": ""})])
+            async for grown in self._grown():
+                yield self._chunk([_delta({"content": grown})])
         finally:
-            answer.stop()
+            self._answer.stop()
+        try:
+            self._answer.check()
+        except Refused as refusal:
+            yield _event(error_body(str(refusal), refusal.status))
+            return
         yield self._chunk([_delta({}, self._finish())])
         if self._asked.stream_options and self._asked.stream_options.include_usage:
             yield self._chunk([], usage=self._usage())
         yield "data: [DONE]\n\n"
 
+    async def _grown(self) -> AsyncIterator[str]:
+        """What can be shown, piece by piece, until a stop or the end."""
+        sent = 0
+        while True:
+            over = self._answer.over is not None  # before the text, which may grow until then
+            said = self._said()
+            if len(said.text) > sent:
+                yield said.text[sent:]
+                sent = len(said.text)
+            if over or said.stopped:
+                return
+            await asyncio.sleep(TICK)
+
+    def _said(self) -> Said:
+        whole = self._answer.over is not None
+        return before_stops(self._answer.text, self._asked.stop, whole=whole)
+
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> str:
-        event = {**self._head, "object": "chat.completion.chunk", "choices": choices, **more}
-        return f"data: {json.dumps(event)}\n\n"
+        head = {**self._head, "object": "chat.completion.chunk"}
+        return _event({**head, "choices": choices, **more})
 
     def _finish(self) -> str:
-        return _FINISH.get(self._answer.over or "", "stop")
+        return "stop" if self._said().stopped else _FINISH.get(self._answer.over or "", "stop")
 
     def _usage(self) -> dict[str, int]:
         asked, said = self._answer.tokens
@@ -133,6 +152,10 @@ class _Reply:
             "completion_tokens": said,
             "total_tokens": asked + said,
         }
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body)}\n\n"
 
 
 def _delta(delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:

@@ -5,12 +5,12 @@ a request names is fetched. Assumes nothing about the body.
 """
 
 import base64
-import binascii
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, FailFast, Field
+from pydantic_core import PydanticCustomError
 
 from pipeline.chat.limits import Limits, Refused, Sampling
 from pipeline.chat.model import Asked, ChatModel
@@ -18,18 +18,60 @@ from pipeline.data.conversations import MESSAGES, Conversation
 from pipeline.data.faults import ContentFault
 
 _MOST_MESSAGES = 200
+_MOST_STOPS, _LONGEST_STOP = 4, 200  # as many as OpenAI takes; characters
+_LONGEST_NAME = 60  # characters of a name that are sent back
 # Keys that would change the answer, with the values that mean what is done here anyway.
-_NOT_HERE: Mapping[str, tuple[object, ...]] = MappingProxyType(
+_AS_HERE: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
-        "n": (None, 1),
-        "stop": (None, [], ""),
-        "tools": (None, []),
-        "logprobs": (None, False),
-        "response_format": (None, {"type": "text"}),
-        "presence_penalty": (None, 0),
-        "frequency_penalty": (None, 0),
+        "n": (1,),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "logit_bias": ({},),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "presence_penalty": (0,),
+        "frequency_penalty": (0,),
     }
 )
+# Keys that change no answer: notes for OpenAI's books, its prices and its speed.
+_HARMLESS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+
+
+def _as_parts(content: object) -> object:
+    """A text alone is the one part of it."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise PydanticCustomError("no_content", "it must be a text or a list of parts")
+    return content
+
+
+def _as_stops(stop: object) -> object:
+    """A text alone is the one that ends the answer; none and an empty one are nothing."""
+    if isinstance(stop, str):
+        return [stop] if stop else []
+    return [] if stop is None else stop
+
+
+Stop = Annotated[str, Field(min_length=1, max_length=_LONGEST_STOP)]
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class ImageURL(BaseModel):
@@ -47,21 +89,16 @@ class Part(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """A turn."""
+    """A turn; a content that is a text alone is one part."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
-
-    @property
-    def parts(self) -> list[Part]:
-        """Its pieces, whichever way it came."""
-        whole = self.content
-        return [Part(type="text", text=whole)] if isinstance(whole, str) else whole
+    # The first error is enough: of a million parts that are none, a million would be kept.
+    content: Annotated[list[Part], FailFast(), BeforeValidator(_as_parts)]
 
     @property
     def text(self) -> str:
         """All that is text in it."""
-        return "\n".join(each.text for each in self.parts if each.type == "text")
+        return "\n".join(each.text for each in self.content if each.type == "text")
 
 
 class StreamOptions(BaseModel):
@@ -75,13 +112,16 @@ class Completion(BaseModel, extra="allow"):
 
     model: str = ""
     messages: list[ChatMessage] = Field(min_length=1, max_length=_MOST_MESSAGES)
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     temperature: float | None = None
     top_p: float | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    seed: int | None = None
+    max_tokens: Whole | None = None
+    max_completion_tokens: Whole | None = None
+    seed: Whole | None = None
+    stop: Annotated[list[Stop], FailFast(), BeforeValidator(_as_stops)] = Field(
+        default_factory=list, max_length=_MOST_STOPS
+    )
 
     def asked(self, model: ChatModel) -> Asked:
         """The question to a model.
@@ -90,17 +130,21 @@ class Completion(BaseModel, extra="allow"):
             Refused: something is wanted that there is not, roles that are no conversation, more
                 than one image, or one that cannot be used.
         """
-        for key, fits in _NOT_HERE.items():
-            if (self.model_extra or {}).get(key) not in fits:
-                raise Refused(f"{key} is not supported here; leave it out.")
+        self._check_options()
         conversation = self._conversation()
-        images = [part.image_url for each in self.messages for part in each.parts if _shows(part)]
+        images = [part.image_url for each in self.messages for part in each.content if _shows(part)]
         if len(images) > 1:
             raise Refused(f"{len(images)} images were sent; a conversation is about one.")
         picture = None
         if images:
             picture = model.picture(model.limits.open_image(_bytes_of(images[0])))
         return Asked(conversation, self._sampling(model.limits), image=picture)
+
+    def _check_options(self) -> None:
+        for key, value in (self.model_extra or {}).items():
+            if value is None or key in _HARMLESS or value in _AS_HERE.get(key, ()):
+                continue
+            raise Refused(f"{shown(key)} is not supported here; leave it out.")
 
     def _conversation(self) -> Conversation:
         turns = [
@@ -131,6 +175,11 @@ class Completion(BaseModel, extra="allow"):
         )
 
 
+def shown(name: str) -> str:
+    """A name that a client sent, as it may be sent back: short, and text that can be encoded."""
+    return ascii(name[:_LONGEST_NAME])[1:-1]
+
+
 def _shows(part: Part) -> bool:
     return part.type == "image_url"
 
@@ -142,5 +191,5 @@ def _bytes_of(image: ImageURL | None) -> bytes:
         raise Refused("An image must be a data URL: data:image/png;base64,...")
     try:
         return base64.b64decode(encoded, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise Refused(f"The image's data URL is no base64 ({error}).") from error
