@@ -10,7 +10,7 @@ check_health() {
     nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
     look_at_the_nodes "$folder"
     leave_out_the_ill "$folder" "$nodes"
-    launch stages/health.py meet "$folder" "${nodes//$'\n'/,}" "$HEALTH_SECONDS"
+    let_the_ranks_meet "$folder" "${nodes//$'\n'/,}"
     if [[ $CODE = 0 ]]; then
         say "all nodes are well"
         rm -f "$RUN/jobs/$SLURM_JOB_ID"/{all-ill,unreached}
@@ -28,6 +28,13 @@ look_at_the_nodes() {
     local SRUN_OPTIONS=("${SRUN_OPTIONS[@]}" --kill-on-bad-exit=0 "--wait=$HEALTH_SECONDS" "--time=$((HEALTH_SECONDS / 60 + 2))")
     on_nodes 1 timeout -k 5 "$HEALTH_SECONDS" "$PYTHON" stages/health.py look "$1" "$GPUS_EXPECTED" "$SCRATCH" \
         "$(((HEALTH_SECONDS + 3) / 4))" "${ARGUMENTS[@]}"
+}
+
+# Who is ill shows only when all have said whom they miss, so the first to end must not end the others.
+let_the_ranks_meet() {
+    local SRUN_OPTIONS=("${SRUN_OPTIONS[@]}" --kill-on-bad-exit=0)
+    launch stages/health.py meet "$1" "$2" "$HEALTH_SECONDS"
+    ((CODE == 0)) || "${INSIDE[@]}" "$PYTHON" stages/health.py judge "$1" "$2"
 }
 
 # Returns where all nodes that were heard of are well.
