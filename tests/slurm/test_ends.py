@@ -43,9 +43,9 @@ class Stage:
 
     def python(self, lines: str, stage: str = "st_align") -> str:
         """An interpreter for the scripts."""
-        path = self.folder / "python"
-        stage = f"case $1 in stages/{stage}.py)\n{lines}\nexit;; esac"
-        path.write_text(f'#!/bin/bash\n{stage}\nexec {sys.executable} "$@"\n')
+        path = self.folder / f"python-{stage}"
+        lines = f"case $1 in stages/{stage}.py)\n{lines}\nexit;; esac"
+        path.write_text(f'#!/bin/bash\n{lines}\nexec {sys.executable} "$@"\n')
         path.chmod(0o755)
         return str(path)
 
@@ -132,10 +132,12 @@ def test_a_job_that_is_preempted_while_its_shards_are_looked_at_comes_back(stage
 def test_what_is_never_done_within_the_time_ends_the_job_with_the_reason(stage: Stage) -> None:
     stopped = "echo 0 stopped SIGTERM at rank 0 > $EIM_OUTCOME_FILE; exit"
     lines = f"trap '{stopped}' TERM; while :; do sleep 0.1; done"
-    job = stage.job(lines, flags=("--time=1", "--signal=0"))
+    job = stage.job(lines, flags=("--time=1", "--signal=B:CONT@1"))
     assert job.end() == "TIMEOUT", job.log
-    assert job.attempt == 0
-    assert "nothing was done since the last start" in job.comment
+    # A comment on a job that Slurm has ended is refused, so the log alone has the reason.
+    job.cluster.wait_for("its last words", lambda: "failed: " in job.log, 30)
+    assert "nothing was done since the last start" in job.last_line
+    assert job.attempt == 0 and "requeued" not in job.log
 
 
 @pytest.fixture
