@@ -4,6 +4,8 @@ Tensors are one safetensors file with everything that differs from the base weig
 lie and which one a user means stands in `exports.py`. Knows no phase, no model, no ranks.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -39,6 +41,9 @@ def save_export(
 ) -> None:
     """Writes an export folder by rename; call on one rank only.
 
+    Where one is there already, a reader may find none for an instant. Of attempts that write at the
+    same time one leaves a whole export; the other may raise OSError.
+
     tensors: by exported name. details: the recipe's fingerprint and what the next reader wants.
     config: the recipe that made it, kept beside the tensors. guard: called before the folder
     appears, to raise where it must not. Size and hash of the weights are noted for `check_weights`.
@@ -55,10 +60,38 @@ def save_export(
     for path in (*writing.iterdir(), writing):
         sync(path)
     guard()
-    if folder.exists():
-        shutil.rmtree(folder)
-    writing.rename(folder)
+    _replace(folder, writing)
     sync(folder.parent)
+
+
+def _replace(folder: Path, writing: Path) -> None:
+    """Gives `writing` the name `folder`; what had it is removed only when a whole one has it.
+
+    Another attempt may do the same at any time, or have removed `writing` as a killed run's.
+    """
+    aside = writing.with_name(f"{writing.name}-aside")  # so that a next attempt removes it, too
+    placed = False
+    while not placed:
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(aside)
+        try:
+            placed = _moved(writing, folder)
+        except OSError:
+            with contextlib.suppress(FileNotFoundError):
+                _moved(aside, folder)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _moved(source: Path, target: Path) -> bool:
+    """Renames a folder; False where another has the name."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return False
+        raise
+    return True
 
 
 def read_export(folder: Path) -> dict[str, Any] | None:

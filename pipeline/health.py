@@ -32,6 +32,7 @@ HEALTHY = "ok"
 _MOST_SKEW_SECONDS = 30.0
 _LEAST_SHARED_MEMORY, _LEAST_SCRATCH = 1 * 10**9, 5 * 10**9  # bytes
 _LEAST_FREE_OF_A_GPU = 0.9  # of its memory: somebody else's process is on it otherwise
+_UNREACHING, _ABSENT = "it does not reach", "its ranks did not come"
 
 
 def look(folder: Path, config: Config, *, gpus: int, scratch: Path, seconds: float) -> str:
@@ -119,12 +120,10 @@ def meet(folder: Path, nodes: Sequence[str], seconds: float) -> str:
         store = TCPStore(*where, size, rank == 0, patience, False)
         store.set(f"here-{rank}", "")
     except RuntimeError:
-        faults[names[rank]] = f"it does not reach {names[0]} within {seconds:.0f} s"
+        faults[names[rank]] = f"{_UNREACHING} {names[0]} within {seconds:.0f} s"
     else:
         missing = _missing(store, size, time.monotonic() + seconds) if rank == 0 else []
-        faults |= {
-            names[each]: f"its ranks did not come within {seconds:.0f} s" for each in missing
-        }
+        faults |= {names[each]: f"{_ABSENT} within {seconds:.0f} s" for each in missing}
         if not missing:
             clocks = _clocks(store, rank, size, int(place["LOCAL_RANK"]), patience)
             faults |= _skewed(names, clocks) if rank == 0 else {}
@@ -133,6 +132,22 @@ def meet(folder: Path, nodes: Sequence[str], seconds: float) -> str:
     if faults:
         raise ConfigError("; ".join(f"{node}: {fault}" for node, fault in faults.items()))
     return f"{size} ranks met"
+
+
+def judge(folder: Path, nodes: Sequence[str]) -> str:
+    """After a meeting that failed: where no other node met the first one, that one alone is ill.
+
+    Of two nodes nobody can tell which of them it is; the one that did not reach the first stays
+    named. nodes: as `meet` had them.
+    """
+    first, *others = nodes
+    said = [(folder / each).read_text(encoding="utf-8") for each in others]
+    if len(others) < 2 or not all(each.startswith((_UNREACHING, _ABSENT)) for each in said):
+        return "no node is named that was not named before"
+    for each in others:
+        _leave(folder, each, HEALTHY)
+    _leave(folder, first, "no other node reaches it")
+    return f"{first}: no other node reaches it"
 
 
 def _skewed(names: Sequence[str], clocks: Sequence[float]) -> dict[str, str]:

@@ -134,8 +134,8 @@ class Claim:
             self._mine.path.rename(self._mine.path.with_suffix(_RELEASED))
 
     def _last(self) -> _Mark | None:
-        """The one that counts."""
-        return max(self._all(), key=lambda each: each.number, default=None)
+        """The one that counts: a number that was released was never taken again."""
+        return max(self._all(), key=lambda each: (each.number, each.released), default=None)
 
     def _all(self) -> list[_Mark]:
         found = (each for each in self._marks.iterdir() if each.suffix in (_HELD, _RELEASED))

@@ -7,12 +7,15 @@ recipes alone, so it answers at once: no shards, no weights, no libraries that t
 import json
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from pipeline.config import PHASES, Config
 from pipeline.exports import DETAILS, RECIPE, is_export
 
 EVALUATE = "evaluate"
+
+# Where copies of shards lie, and how many: often in a scratch folder, which is each job's own.
+_OF_COPIES = {"data": {"stage": None, "cache": None, "cache_gb": 0}}
 
 
 def run_folder(config: Config) -> Path:
@@ -28,8 +31,9 @@ def steps_done(config: Config) -> int:
 def pieces_done(config: Config) -> list[str]:
     """What need not be started: off, or made by this very recipe, to the last key.
 
-    What another recipe made may count as well, where only keys differ that change no result. Its
-    stage knows that (`provenance.py`), or refuses it, so it is not listed here.
+    Where copies of shards lie does not matter. What another recipe made may count as well, where
+    only keys differ that change no result. Its stage knows that (`provenance.py`), or refuses it,
+    so it is not listed here.
     """
     folder = run_folder(config)
     enabled = [name for name in PHASES if getattr(config, name).enabled]
@@ -44,8 +48,12 @@ def pieces_done(config: Config) -> list[str]:
 
 
 def _is_of(config: Config, recipe: Path) -> bool:
-    wanted = OmegaConf.to_container(OmegaConf.structured(config))
-    return recipe.is_file() and OmegaConf.to_container(OmegaConf.load(recipe)) == wanted
+    wanted = OmegaConf.structured(config)
+    return recipe.is_file() and _compared(OmegaConf.load(recipe)) == _compared(wanted)
+
+
+def _compared(recipe: DictConfig | ListConfig) -> object:
+    return OmegaConf.to_container(OmegaConf.merge(recipe, _OF_COPIES))
 
 
 def _is_newer(scored: Path, exports: list[Path]) -> bool:

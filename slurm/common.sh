@@ -30,27 +30,34 @@ say() { echo "$(date '+%F %T') [${SLURM_JOB_ID:-dry}.$ATTEMPT] $*"; }
 
 # shellcheck disable=SC2153  # RECIPE is the job script's own
 # ARGUMENTS becomes what every stage is given; the first word that is no key=value is the recipe.
+# WORDS becomes what a job of this script is to be given.
 read_arguments() {
     local word recipe=$RECIPE
-    ARGUMENTS=()
+    ARGUMENTS=() WORDS=()
     for word in "$@"; do
         case $word in
-            --dry-run) DRY_RUN=1 ;;
+            --dry-run) DRY_RUN=1 && continue ;;
             -*) echo "$word: not known; [recipe] [key=value ...] [--dry-run]" >&2 && exit "$USER_ERROR" ;;
             *=*) ARGUMENTS+=("$word") ;;
             *) recipe=$word ;;
         esac
+        WORDS+=("$word")
     done
     ARGUMENTS=("recipe=$recipe" "runs=$RUNS" "${ARGUMENTS[@]}")
 }
 
 # Outside of a job: submit this script with the flags of site.env, and say so.
 submit_unless_in_job() {
-    [[ -n ${SLURM_JOB_ID:-} || $DRY_RUN = 1 ]] && return
+    [[ -n ${SLURM_JOB_ID:-} ]] && return
     local command
     mapfile -t command < <(sbatch_command)
-    say "${command[*]} $0 $*"
-    exec "${command[@]}" "$0" "$@"
+    command+=("slurm/${0##*/}" "${WORDS[@]}")
+    if [[ $DRY_RUN = 1 ]]; then
+        show "${command[@]}"
+        return
+    fi
+    say "$(show "${command[@]}")"
+    exec "${command[@]}"
 }
 
 sbatch_command() {
@@ -66,14 +73,12 @@ sbatch_command() {
 
 # --- the whole -----------------------------------------------------------------------------------
 
-PHASES=(encoder_adapt st_align llm_tune)
-
 # The job of slurm/train_*.sh.
-whole_of_eim() { PIECES="shards ${PHASES[*]} evaluate report" run_pieces "$@"; }
+whole_of_eim() { PIECES="shards encoder_adapt st_align llm_tune evaluate report" run_pieces "$@"; }
 
 run_pieces() {
     read_arguments "$@"
-    submit_unless_in_job "$@"
+    submit_unless_in_job
     begin
     [[ $HEALTH = 1 && $DRY_RUN = 0 ]] && check_health
     local piece
@@ -90,12 +95,13 @@ run_pieces() {
         esac
     done
     [[ $DRY_RUN = 1 ]] || say "finished: $RUN"
+    return 0
 }
 
 # The job of slurm/prepare.sh. Whoever is last to end finds all shards written, and completes them.
 part_of_the_shards() {
     read_arguments "$@"
-    submit_unless_in_job "$@"
+    NODES='' GPUS_PER_NODE='' TIME='' submit_unless_in_job # these are of training
     use_container
     local part=$((${SLURM_ARRAY_TASK_ID:-0} - ${SLURM_ARRAY_TASK_MIN:-0})) parts=${SLURM_ARRAY_TASK_COUNT:-1}
     on_head stages/prepare.py "part=$part" "parts=$parts" "${ARGUMENTS[@]}"

@@ -54,15 +54,15 @@ go_on_after() {
 # Ends this attempt; the job starts again, where it was. Where Slurm has ended it already, because
 # somebody cancelled it or a node is lost, that is Slurm's to decide.
 requeue() {
-    leave_to_a_newer_attempt
+    insist is_ours
     case $(scontrol -o show job "$SLURM_JOB_ID") in
-        *Reason=TimeLimit*) ;;
+        *Reason=TimeLimit*) EXCUSED=0 ;;
         *JobState=COMPLETING* | *JobState=CANCELLED*) say "Slurm ends this attempt: $1" && exit "$TRY_LATER" ;;
     esac
     how_far
     got_further || the_cluster_failed ||
         fail 1 "$1; nothing was done since the last start, so it is not tried again"
-    (($(failures) <= MAX_RESTARTS)) || fail 1 "$1; MAX_RESTARTS=$MAX_RESTARTS is reached"
+    may_fail_again "$1"
     say "requeued: $1"
     hand_back requeue "$1"
 }
@@ -70,16 +70,23 @@ requeue() {
 # Slurm ends this script when it has heard.
 hand_back() {
     trap - USR1 TERM
-    insist scontrol "$1" "$SLURM_JOB_ID" && sleep 600 && exit "$TRY_LATER"
+    insist change_the_job "$1" && sleep 600 && exit "$TRY_LATER"
     fail "$TRY_LATER" "$2; scontrol $1 failed, submit again to go on"
 }
 
-# This attempt's node was cut off and is back: Slurm has started the job again meanwhile, elsewhere.
-leave_to_a_newer_attempt() {
-    local job
-    job=$(scontrol -o show job "${SLURM_JOB_ID:-}" 2> /dev/null) || return 0
-    [[ $job = *" Restarts=$ATTEMPT "* ]] || { say "a newer attempt has the job, this one leaves" && exit "$TRY_LATER"; }
+change_the_job() { is_ours && scontrol "$1" "$SLURM_JOB_ID"; }
+
+# Whether the job is this attempt's; fails where the controller does not answer. Where this node was
+# cut off, Slurm may have started the job again meanwhile, elsewhere: then this script leaves.
+is_ours() {
+    local restarts
+    restarts=$(restarts)
+    [[ -n $restarts ]] || return
+    ((restarts <= ATTEMPT)) || { say "a newer attempt has the job, this one leaves" && exit "$TRY_LATER"; }
 }
+
+# How often Slurm has started this job again.
+restarts() { scontrol -o show job "$SLURM_JOB_ID" 2> /dev/null | sed -n 's/.* Restarts=\([0-9]*\) .*/\1/p'; }
 
 got_further() { ((STEPS > FIRST_STEP)) || [[ $DONE != "$FIRST_DONE" ]]; }
 
@@ -90,7 +97,11 @@ the_cluster_failed() {
     ! timeout 60 srun --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 true
 }
 
-# How many attempts of this job have failed; stops do not count.
+may_fail_again() {
+    (($(failures) <= MAX_RESTARTS)) || fail 1 "$1; MAX_RESTARTS=$MAX_RESTARTS is reached"
+}
+
+# How many attempts of this job have failed, or had a node that was ill; stops do not count.
 failures() { cat "$RUN/jobs/$SLURM_JOB_ID"/*/outcome 2> /dev/null | grep -c '^[0-9]* failed'; }
 
 # Slurm's controller may be restarting just now.
@@ -106,8 +117,9 @@ insist() {
 # The job's end: the reason is the log's last line, and the job's comment.
 fail() {
     local reason=${2#error: }
-    [[ -n ${SLURM_JOB_ID:-} ]] && leave_to_a_newer_attempt
+    if [[ $DRY_RUN = 0 && -n ${SLURM_JOB_ID:-} ]] && insist is_ours; then
+        scontrol update JobId="$SLURM_JOB_ID" Comment="exit code $1: ${reason:0:500}" 2> /dev/null
+    fi
     say "failed: $reason (exit code $1)"
-    [[ -n ${SLURM_JOB_ID:-} ]] && scontrol update JobId="$SLURM_JOB_ID" Comment="exit code $1: ${reason:0:500}" 2> /dev/null
     exit "$1"
 }

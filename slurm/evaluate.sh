@@ -11,5 +11,5 @@
 # Scores a finished run, and compares it with its baseline where there is one.
 #   sbatch slurm/evaluate.sh recipe [baseline=true] [evaluate.split=val] [key=value ...]
 RECIPE=quickstart PIECES="evaluate report"
-source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh"
+source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh" || exit 2 # submit from the repository, or export EIM_HOME
 run_pieces "$@"

@@ -10,8 +10,12 @@ check_health() {
     nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
     look_at_the_nodes "$folder"
     leave_out_the_ill "$folder" "$nodes"
-    launch stages/health.py meet "$folder" "${nodes//$'\n'/,}" "$HEALTH_SECONDS"
-    [[ $CODE = 0 ]] && say "all nodes are well" && return
+    let_the_ranks_meet "$folder" "${nodes//$'\n'/,}"
+    if [[ $CODE = 0 ]]; then
+        say "all nodes are well"
+        rm -f "$RUN/jobs/$SLURM_JOB_ID"/{all-ill,unreached}
+        return
+    fi
     leave_out_the_ill "$folder" "$nodes"
     # shellcheck disable=SC2034  # read in ends.sh
     first_time unreached && EXCUSED=1
@@ -22,11 +26,16 @@ check_health() {
 # and what hangs in the kernel outlives even KILL, hence three limits.
 look_at_the_nodes() {
     local SRUN_OPTIONS=("${SRUN_OPTIONS[@]}" --kill-on-bad-exit=0 "--wait=$HEALTH_SECONDS" "--time=$((HEALTH_SECONDS / 60 + 2))")
-    on_nodes 1 timeout -k 5 "$HEALTH_SECONDS" "$PYTHON" stages/health.py look "$1" "$(gpus_expected)" "$SCRATCH" \
+    on_nodes 1 timeout -k 5 "$HEALTH_SECONDS" "$PYTHON" stages/health.py look "$1" "$GPUS_EXPECTED" "$SCRATCH" \
         "$(((HEALTH_SECONDS + 3) / 4))" "${ARGUMENTS[@]}"
 }
 
-gpus_expected() { if [[ ${GPUS_PER_NODE:-} = 0 ]]; then echo 0; else echo "$RANKS_PER_NODE"; fi; }
+# Who is ill shows only when all have said whom they miss, so the first to end must not end the others.
+let_the_ranks_meet() {
+    local SRUN_OPTIONS=("${SRUN_OPTIONS[@]}" --kill-on-bad-exit=0)
+    launch stages/health.py meet "$1" "$2" "$HEALTH_SECONDS"
+    ((CODE == 0)) || "${INSIDE[@]}" "$PYTHON" stages/health.py judge "$1" "$2"
+}
 
 # Returns where all nodes that were heard of are well.
 leave_out_the_ill() {
@@ -46,7 +55,7 @@ leave_out_the_ill() {
     requeue_without "$why" "${ill[@]}"
 }
 
-# In all attempts of this job.
+# Since all nodes were well.
 first_time() {
     local mark=$RUN/jobs/$SLURM_JOB_ID/$1
     [[ ! -e $mark ]] && touch "$mark"
@@ -56,14 +65,16 @@ first_time() {
 requeue_without() {
     local why=$1 nodes before part=$SLURM_JOB_PARTITION account=${SLURM_JOB_ACCOUNT:-}
     shift
-    leave_to_a_newer_attempt
-    ((ATTEMPT < MAX_RESTARTS)) || fail 1 "$why; MAX_RESTARTS=$MAX_RESTARTS is reached"
+    insist is_ours
+    echo "1 failed $why" > "$EIM_OUTCOME_FILE"
+    may_fail_again "$why"
     nodes=$(IFS=, && echo "$*")
     before=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
     [[ -z $before || $before = '(null)' ]] || nodes=$before,$nodes
     say "requeued without $nodes"
     scontrol update JobId="$SLURM_JOB_ID" Comment="left out: ${why:0:500}"
-    sbatch --partition="$part" ${account:+--account="$account"} --exclude="$nodes" slurm/release.sh "$SLURM_JOB_ID" "$nodes" ||
+    sbatch --partition="$part" ${account:+--account="$account"} \
+        ${SLURM_JOB_QOS:+--qos="$SLURM_JOB_QOS"} --exclude="$nodes" slurm/release.sh "$SLURM_JOB_ID" "$nodes" ||
         fail 1 "$why; no job can be started on the other nodes"
     hand_back requeuehold "$why"
 }

@@ -12,5 +12,6 @@
 # Some pieces of EIM in a job of their own; slurm/submit.sh makes chains of these.
 #   PIECES="st_align llm_tune" sbatch slurm/phase.sh recipe [key=value ...]
 RECIPE=quickstart
-source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh"
+source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh" || exit 2 # submit from the repository, or export EIM_HOME
+: "${PIECES:?which? PIECES=\"st_align llm_tune\" sbatch slurm/phase.sh recipe}"
 run_pieces "$@"

@@ -12,5 +12,5 @@
 # is written already is left alone, so the same command goes on after any interruption.
 #   sbatch [--array=0-31%8] slurm/prepare.sh recipe [key=value ...]
 RECIPE=quickstart
-source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh"
+source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh" || exit 2 # submit from the repository, or export EIM_HOME
 part_of_the_shards "$@"

@@ -4,24 +4,27 @@
 # behind it are cancelled.
 #   bash slurm/submit.sh recipe [key=value ...]
 #   NODES_llm_tune=4 TIME_llm_tune=48:00:00 bash slurm/submit.sh recipe      (or in site.env)
-RECIPE=${1:?which recipe? bash slurm/submit.sh recipe [key=value ...]}
+RECIPE=
 EIM_HOME=$(cd "$(dirname "$0")/.." && pwd)
-source "$EIM_HOME/slurm/common.sh"
+source "$EIM_HOME/slurm/common.sh" || exit 2
 read_arguments "$@"
+[[ ${ARGUMENTS[0]} = recipe= ]] && echo "which recipe? bash slurm/submit.sh recipe [key=value ...]" >&2 && exit 2
 before=
 ids=()
-for piece in "${PHASES[@]}" "evaluate report"; do
-    name=${piece%% *}
+for piece in "shards encoder_adapt" st_align llm_tune "evaluate report"; do
+    name=${piece#shards } name=${name% report}
     nodes=NODES_$name time=TIME_$name
     mapfile -t command < <(NODES=${!nodes:-$NODES} TIME=${!time:-$TIME} sbatch_command)
     command+=(--parsable "--job-name=eim-$name" --kill-on-invalid-dep=yes)
     [[ -n $before ]] && command+=("--dependency=afterok:$before")
+    command+=(slurm/phase.sh "${WORDS[@]}")
     if [[ $DRY_RUN = 1 ]]; then
-        echo "PIECES='$piece' ${command[*]} slurm/phase.sh $*"
-        before="<$name>"
+        echo "PIECES='$piece' $(show "${command[@]}")"
+        before=JOB_OF_${name^^}
         continue
     fi
-    before=$(PIECES=$piece "${command[@]}" slurm/phase.sh "$@") || exit 1
+    before=$(PIECES=$piece "${command[@]}") || { scancel "${ids[@]}" && exit 1; }
+    before=${before%%;*} # of several clusters their name follows
     ids+=("$before")
     echo "$before  $name"
 done

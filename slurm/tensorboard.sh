@@ -8,9 +8,10 @@
 # TensorBoard of all runs on a node of the cluster; its log says how to reach it from home.
 #   sbatch slurm/tensorboard.sh [folder of runs]
 RECIPE=quickstart
-source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh"
+source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh" || exit 2 # submit from the repository, or export EIM_HOME
 port=$((20000 + ${SLURM_JOB_ID:-0} % 20000))
 host=$(hostname)
 say "on your own machine: ssh -N -L 6006:$host:$port ${USER:-you}@${SLURM_SUBMIT_HOST:-login-node}"
 say "then open http://localhost:6006"
-exec "$(dirname "$PYTHON")/tensorboard" --logdir "${1:-$RUNS}" --host "$host" --port "$port"
+use_container
+exec "${INSIDE[@]}" "$PYTHON" -m tensorboard.main --logdir "${1:-$RUNS}" --host "$host" --port "$port"

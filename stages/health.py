@@ -2,13 +2,14 @@
 
 python stages/health.py look FOLDER GPUS SCRATCH SECONDS [recipe=NAME] ...     on every node
 python stages/health.py meet FOLDER NODE,NODE,... SECONDS                      on all ranks
+python stages/health.py judge FOLDER NODE,NODE,...             once, after a meeting that failed
 """
 
 import sys
 from pathlib import Path
 
 from pipeline.errors import ConfigError, UserError
-from pipeline.health import look, meet
+from pipeline.health import judge, look, meet
 from pipeline.recipe import load_recipe
 from pipeline.stage import leave_with_user_error
 from pipeline.watch.causes import WELL
@@ -28,7 +29,9 @@ def main(arguments: list[str]) -> str:
             )
         case ["meet", folder, nodes, seconds]:
             return meet(Path(folder), nodes.split(","), float(seconds))
-    raise ConfigError(f"{' '.join(arguments) or 'no question'}: ask look or meet")
+        case ["judge", folder, nodes]:
+            return judge(Path(folder), nodes.split(","))
+    raise ConfigError(f"{' '.join(arguments) or 'no question'}: ask look, meet or judge")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,41 @@ def test_writing_again_replaces_the_whole_export(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["export"]
 
 
+def test_a_late_older_attempt_does_not_cost_the_export_of_a_newer_one(tmp_path: Path) -> None:
+    target = tmp_path / "export"
+
+    def late() -> None:
+        save_export(target, {"newer": torch.zeros(1)}, Progress(), {}, Config())
+
+    with pytest.raises(FileNotFoundError):
+        save_export(target, {"older": torch.zeros(1)}, Progress(), {}, Config(), guard=late)
+    assert set(ExportTensors(target)) == {"newer"}
+    check_weights(target)
+    assert [each.name for each in tmp_path.iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_of_two_exports_that_appear_together_one_is_left_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    target, other = tmp_path / "export", tmp_path / "elsewhere" / "export"
+    save_export(other, {"other": torch.zeros(1)}, Progress(), {}, Config())
+    if there:
+        save_export(target, {"before": torch.zeros(1)}, Progress(), {}, Config())
+    rename = Path.rename
+
+    def slow(self: Path, to: Path) -> Path:
+        if to == target and other.exists():  # is faster, once
+            rename(other, target)
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", slow)
+    save_export(target, {"mine": torch.zeros(1)}, Progress(), {}, Config())
+    assert set(ExportTensors(target)) == {"mine"}
+    check_weights(target)
+    assert {each.name for each in tmp_path.iterdir()} == {"export", "elsewhere"}
+
+
 def test_half_an_export_is_none(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "export.json").write_text("{}")

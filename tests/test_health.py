@@ -1,6 +1,7 @@
 """What a node finds wrong with itself, and with the others' clocks."""
 
 import shutil
+import socket
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from pipeline import health
 from pipeline.config import Config, DataConfig
 from pipeline.data.shards import write_split
-from pipeline.health import look
+from pipeline.errors import ConfigError
+from pipeline.health import judge, look, meet
 from tests.data.samples import records
 
 Usage = namedtuple("Usage", "total used free")
@@ -73,3 +75,33 @@ def test_a_clock_is_wrong_where_most_have_another_time() -> None:
     assert health._skewed(names, clocks) == {
         "n2": "its clock is -98 s off; set it by chrony or ntpd"
     }
+
+
+def ill(folder: Path, nodes: list[str], ranks: list[int]) -> dict[str, str]:
+    """Who is called ill once these ranks alone, one on a node, have tried to meet and failed."""
+    for node in nodes:
+        (folder / node).write_text("ok\n")
+    with socket.socket() as nowhere, pytest.MonkeyPatch.context() as patch:
+        nowhere.bind(("127.0.0.1", 0))  # and never listens
+        patch.setenv("MASTER_ADDR", "127.0.0.1")
+        patch.setenv("WORLD_SIZE", str(len(nodes)))
+        for rank in ranks:
+            patch.setenv("MASTER_PORT", str(nowhere.getsockname()[1] if rank else 0))
+            patch.setenv("RANK", str(rank))
+            with pytest.raises(ConfigError):
+                meet(folder, nodes, 1.0)
+    judge(folder, nodes)
+    found = {node: (folder / node).read_text().strip() for node in nodes}
+    return {node: said for node, said in found.items() if said != "ok"}
+
+
+@pytest.mark.parametrize("ranks", [[1, 2], [1, 2, 0]], ids=["silent", "waiting"])
+def test_the_first_node_is_ill_where_no_other_reaches_it(tmp_path: Path, ranks: list[int]) -> None:
+    assert ill(tmp_path, ["n1", "n2", "n3"], ranks) == {"n1": "no other node reaches it"}
+
+
+@pytest.mark.parametrize("nodes", [["n1", "n2", "n3"], ["n1", "n2"]])
+def test_the_one_node_that_does_not_reach_the_first_is_ill(
+    tmp_path: Path, nodes: list[str]
+) -> None:
+    assert ill(tmp_path, nodes, [1]) == {"n2": "it does not reach n1 within 1 s"}

@@ -166,6 +166,25 @@ def test_what_is_released_can_be_taken_at_once(tmp_path: Path) -> None:
     assert [each.name for each in (tmp_path / ".owner").iterdir()] == ["000002.released"]
 
 
+@pytest.mark.parametrize("backwards", [False, True])  # a folder has no order
+def test_a_number_that_was_released_meanwhile_is_not_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    link, listed, others = os.link, Path.iterdir, [replace(ALONE, **ELSEWHERE)]
+
+    def slow(draft: Path, mark: Path) -> None:
+        if others:
+            taken(tmp_path, others.pop()).release()
+        link(draft, mark)
+
+    monkeypatch.setattr(os, "link", slow)
+    monkeypatch.setattr(Path, "iterdir", lambda self: sorted(listed(self), reverse=backwards))
+    mine = claim(tmp_path)
+    assert mine.take() == 1
+    mine.check()
+    assert [each.name for each in (tmp_path / ".owner").iterdir()] == ["000001.json"]
+
+
 def test_a_file_that_names_nobody_is_an_error_with_its_path(tmp_path: Path) -> None:
     (tmp_path / ".owner").mkdir()
     (tmp_path / ".owner" / "000004.json").write_text("[]")

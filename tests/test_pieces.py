@@ -42,6 +42,19 @@ def test_a_piece_is_done_once_this_very_recipe_has_made_it(tmp_path: Path) -> No
     assert pieces_done(other) == ["encoder_adapt"]  # its stages refuse what is there
 
 
+def test_a_job_with_another_scratch_folder_does_nothing_again(tmp_path: Path) -> None:
+    first, second = (
+        load_recipe(
+            [f"recipe={write_recipe(tmp_path)}", f"data.stage={place}/1", f"data.cache={place}/2"]
+        )
+        for place in ("/scratch/job-7", "/scratch/job-8")
+    )
+    for phase in ("encoder_adapt", "st_align", "llm_tune"):
+        export(first, phase, 1)
+    scored(first)
+    assert pieces_done(second) == ["encoder_adapt", "st_align", "llm_tune", "evaluate"]
+
+
 def test_scores_of_an_older_model_are_not_done(tmp_path: Path) -> None:
     config = load_recipe([f"recipe={write_recipe(tmp_path)}"])
     file = scored(config)

@@ -70,7 +70,9 @@ class Stage:
     def _copy(self, shard: Path, kept: Path, size: int, sha256: str | None) -> None:
         """Copies to a name that does not count, and renames when all is right."""
         part = kept.with_name(f".{kept.name}.part")
-        if part.exists():  # of a process that was killed; with another's bytes the hash is wrong
+        if sha256 is None:  # nothing would tell what a killed process has left from other bytes
+            part.unlink(missing_ok=True)
+        elif part.exists():
             with part.open("rb+") as file:
                 file.truncate(min(size, part.stat().st_size))
         try:

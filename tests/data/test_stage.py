@@ -32,9 +32,9 @@ def copied(stage: Stage, shard: Path, sha256: str | None = SHA256) -> Path:
     return stage.copy_of(shard, size=len(CONTENT), sha256=sha256)
 
 
-def partial(stage: Stage, shard: Path, content: bytes) -> None:
+def partial(stage: Stage, shard: Path, content: bytes, sha256: str | None = SHA256) -> None:
     """What a killed process leaves."""
-    copy = copied(stage, shard)
+    copy = copied(stage, shard, sha256)
     copy.with_name(f".{copy.name}.part").write_bytes(content)
     copy.unlink()
 
@@ -77,6 +77,13 @@ def test_what_lies_in_the_way_of_a_copy_does_not_become_part_of_it(
 ) -> None:
     partial(stage, shard, content)
     assert copied(stage, shard).read_bytes() == CONTENT and not stage.refused
+
+
+def test_without_a_hash_nothing_that_a_killed_process_left_is_used(
+    stage: Stage, shard: Path
+) -> None:
+    partial(stage, shard, bytes(2_000_000), None)
+    assert copied(stage, shard, None).read_bytes() == CONTENT and not stage.refused
 
 
 def test_a_shard_with_another_hash_is_read_where_it_lies_and_counted(

@@ -3,6 +3,8 @@
 The interpreter that the scripts are told to use (PYTHON) starts those lines in place of st_align.
 """
 
+import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ STARTED = "the stage is there"
 FINISHED = "echo 0 finished > $EIM_OUTCOME_FILE"
 STOP = "echo 0 stopped the file $EIM_STOP_FILE > $EIM_OUTCOME_FILE"
 UNTIL_STOPPED = f"echo {STARTED}; until [ -e $EIM_STOP_FILE ]; do sleep 0.1; done; {STOP}"
-RESTARTED = "[ $SLURM_RESTART_COUNT ]"
+RESTARTED = "[ $SLURM_RESTART_COUNT != 0 ]"
 
 
 @dataclass
@@ -39,11 +41,11 @@ class Stage:
         off = {"encoder_adapt__enabled": False}
         return [str(write_recipe(self.folder, **off)), f"runs={self.folder}/runs"]
 
-    def python(self, lines: str) -> str:
+    def python(self, lines: str, stage: str = "st_align") -> str:
         """An interpreter for the scripts."""
-        path = self.folder / "python"
-        stage = f"case $1 in stages/st_align.py)\n{lines}\nexit;; esac"
-        path.write_text(f'#!/bin/bash\n{stage}\nexec {sys.executable} "$@"\n')
+        path = self.folder / f"python-{stage}"
+        lines = f"case $1 in stages/{stage}.py)\n{lines}\nexit;; esac"
+        path.write_text(f'#!/bin/bash\n{lines}\nexec {sys.executable} "$@"\n')
         path.chmod(0o755)
         return str(path)
 
@@ -115,16 +117,54 @@ def test_a_cancelled_job_does_not_come_back(stage: Stage) -> None:
     assert "requeued" not in job.log
 
 
+def test_a_job_that_is_preempted_while_its_shards_are_looked_at_comes_back(stage: Stage) -> None:
+    there = f"{RESTARTED} && exit 0; echo {STARTED}; sleep 60 & wait"
+    python = stage.python(f"trap 'exit 143' TERM; {there}", stage="job")
+    job = stage.job(FINISHED, PYTHON=python, PIECES="shards")
+    job.wait_for_words(STARTED)
+    job.cluster.run("scancel", "--signal=TERM", "--full", job.number)
+    job.succeeded()
+    assert job.attempt == 1
+
+
+@pytest.mark.by_hand
+@pytest.mark.timeout(300)
+def test_what_is_never_done_within_the_time_ends_the_job_with_the_reason(stage: Stage) -> None:
+    stopped = "echo 0 stopped SIGTERM at rank 0 > $EIM_OUTCOME_FILE; exit"
+    lines = f"trap '{stopped}' TERM; while :; do sleep 0.1; done"
+    job = stage.job(lines, flags=("--time=1", "--signal=B:CONT@1"))
+    assert job.end() == "TIMEOUT", job.log
+    # A comment on a job that Slurm has ended is refused, so the log alone has the reason.
+    job.cluster.wait_for("its last words", lambda: "failed: " in job.log, 30)
+    assert "nothing was done since the last start" in job.last_line
+    assert job.attempt == 0 and "requeued" not in job.log
+
+
+@pytest.fixture
+def deaf(tmp_path: Path) -> str:
+    """A PATH on which scontrol reaches its controller at the third call only."""
+    folder = tmp_path / "deaf"
+    folder.mkdir()
+    path = folder / "scontrol"
+    path.write_text(
+        f"#!/bin/bash\necho >> {folder}/calls\n[[ $(wc -l < {folder}/calls) -lt 3 ]] && exit 1\n"
+        f'exec {shutil.which("scontrol")} "$@"\n'
+    )
+    path.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
 @pytest.mark.parametrize("end", ["requeue late", "fail 1 late", "requeue_without late n3"])
 def test_a_script_of_an_older_attempt_leaves_the_job_to_the_newer_one(
-    stage: Stage, end: str
+    stage: Stage, deaf: str, end: str
 ) -> None:
+    """Also where its node has its network back only while it tries."""
     job = stage.job(UNTIL_STOPPED)
     job.wait_for_words(STARTED)
     job.cluster.run("scontrol", "requeue", job.number)
     job.wait_for("the newer attempt", lambda: STARTED in job.words_of(1))
     ghost = f"source slurm/common.sh; ATTEMPT=0; {end}"
-    env = {"SLURM_JOB_ID": job.number, "SLURM_JOB_PARTITION": "main"}
+    env = {"SLURM_JOB_ID": job.number, "SLURM_JOB_PARTITION": "main", "PATH": deaf}
     said = job.cluster.run("bash", "-c", f"({ghost}); [ $? = 75 ]", **env)
     assert said.endswith("a newer attempt has the job, this one leaves\n")
     assert job.fields["JobState"] == "RUNNING" and job.attempt == 1 and not job.comment

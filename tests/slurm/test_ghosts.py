@@ -14,7 +14,6 @@ pytestmark = pytest.mark.slurm
 STEPS = 40
 
 
-@pytest.mark.by_hand
 def test_a_ghost_that_comes_back_with_its_network_writes_nothing(
     cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -48,7 +48,6 @@ def test_where_no_node_is_ever_well_the_job_ends_with_the_reason(
     assert "two starts found no healthy node: n2: 0 GPUs, 1 expected" in job.comment
 
 
-@pytest.mark.by_hand
 @pytest.mark.usefixtures("n2_is_ill")
 def test_where_too_few_nodes_are_left_the_job_is_cancelled_and_says_so(
     cluster: Cluster, arguments: list[str]
@@ -58,7 +57,6 @@ def test_where_too_few_nodes_are_left_the_job_is_cancelled_and_says_so(
     assert job.comment == "3 healthy nodes are wanted, 2 are left without n2"
 
 
-@pytest.mark.by_hand
 def test_a_node_whose_clock_is_wrong_is_left_out(
     cluster: Cluster, arguments: list[str], tmp_path: Path
 ) -> None:

@@ -21,21 +21,56 @@ SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
 JOBS = [each for each in SCRIPTS if "#SBATCH" in each.read_text()]
 
 
-def test_a_dry_run_says_what_would_run_and_needs_no_slurm() -> None:
+def dry_run(script: str, *words: str, cwd: Path = REPOSITORY, **env: str) -> list[str]:
+    """What a script says that it would do, without a Slurm."""
     done = subprocess.run(
-        ["bash", "slurm/train_lavin.sh", "quickstart", "llm_tune.lr=1e-3", "--dry-run"],
-        cwd=REPOSITORY,
-        env={"PATH": os.environ["PATH"], "SCRATCH": "/tmp"},
+        ["bash", os.path.relpath(REPOSITORY / "slurm" / script, cwd), *words, "--dry-run"],
+        cwd=cwd,
+        env={"PATH": os.environ["PATH"], "SCRATCH": "/tmp", **env},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
-    lines = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def test_a_dry_run_says_what_would_run_and_needs_no_slurm() -> None:
+    submitted, *lines = dry_run("train_lavin.sh", "quickstart", "llm.path=/a b", NODES="2")
+    given = "quickstart llm.path=/a\\ b"
+    assert submitted == f"sbatch --nodes=2 slurm/train_lavin.sh {given}"
     pieces = ["job.py", "encoder_adapt", "st_align", "llm_tune", "evaluate", "report"]
     assert len(lines) == len(pieces)
     for line, piece in zip(lines, pieces, strict=True):
-        assert f"stages/{piece}" in line and "recipe=quickstart" in line
-        assert "llm_tune.lr=1e-3" in line
+        assert f"stages/{piece}" in line
+        assert line.endswith(" recipe=quickstart runs=runs llm.path=/a\\ b")
+    for line in lines[1:-1]:
+        assert "srun --nodes=2 --ntasks=16 --ntasks-per-node=8 " in line  # 8 GPUs, by its header
+
+
+def test_scripts_are_started_from_any_folder(tmp_path: Path) -> None:
+    for folder in (REPOSITORY / "slurm", REPOSITORY.parent, tmp_path):
+        assert dry_run("train_clipcap.sh", cwd=folder)[0] == "sbatch slurm/train_clipcap.sh"
+
+
+@pytest.mark.parametrize(("given", "ranks"), [("a100:4", 4), ("2", 2), ("0", 1)])
+def test_gpus_of_a_node_are_its_ranks(given: str, ranks: int) -> None:
+    submitted, line = dry_run("phase.sh", PIECES="st_align", GPUS_PER_NODE=given)
+    assert f"--gpus-per-node={given}" in submitted and f"--ntasks-per-node={ranks} " in line
+
+
+def test_a_container_sees_what_lies_outside_of_the_repository() -> None:
+    env = {"PIECES": "st_align", "RUNS": "/shared/runs", "CONTAINER_MOUNTS": "/data:/data"}
+    for image in ("eim.sif", "nvcr.io/eim"):
+        line = dry_run("phase.sh", CONTAINER=image, **env)[-1].replace("\\,", ",")
+        assert f"{REPOSITORY}:{REPOSITORY},/shared/runs:/shared/runs,/tmp:/tmp,/data:/data" in line
+
+
+def test_a_dry_run_of_a_chain_is_one_line_a_job() -> None:
+    lines = dry_run("submit.sh", "quickstart", NODES_llm_tune="4")
+    ends = ["shards encoder_adapt", "st_align", "llm_tune", "evaluate report"]
+    assert [line.split("'")[1] for line in lines] == ends
+    assert all(line.endswith("slurm/phase.sh quickstart") for line in lines)
+    assert ["--nodes=4" in line for line in lines] == [False, False, True, False]
 
 
 def test_a_word_that_is_not_known_is_one_line() -> None:
@@ -74,12 +109,15 @@ def test_a_whole_run_on_two_nodes_which_is_not_done_twice(cluster: Cluster, tmp_
     assert scores.stat().st_mtime_ns == written
 
 
-def test_the_deepspeed_launcher_in_a_job(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["srun", "torchrun", "deepspeed"])
+def test_launchers_with_two_ranks_on_each_of_two_nodes(
+    cluster: Cluster, tmp_path: Path, launcher: str
+) -> None:
     arguments = [align_recipe(tmp_path, 4), f"runs={tmp_path}/runs"]
-    env = {"LAUNCHER": "deepspeed", "PIECES": "st_align"}
+    env = {"LAUNCHER": launcher, "PIECES": "st_align", "CPU_RANKS_PER_NODE": "2"}
     Job.submit(cluster, "phase.sh", *arguments, flags=("--nodes=2",), **env).succeeded()
     summary = json.loads((tmp_path / "runs/tiny/st_align/summary.json").read_text())
-    assert summary["state"] == "finished" and summary["ranks"] == 2
+    assert summary["state"] == "finished" and summary["ranks"] == 4
 
 
 def test_corrupt_shards_end_the_job_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:
