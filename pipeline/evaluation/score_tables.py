@@ -91,14 +91,25 @@ def _notes(evaluations: Mapping[str, Evaluation]) -> Iterator[str]:
             f"Small numbers: where the score lies with {LEVEL:.0%} probability, by bootstrap over "
             "samples (differences: over the samples of both). Another seed is not in it."
         )
-    ways = {label: each.metrics.get("answers") for label, each in evaluations.items()}
-    if len(set(ways.values())) > 1:
-        yield f"{_NOT_COMPARABLE}answered in different ways; evaluate one of them again"
-    for label, way in ways.items():
-        if way is not None:
+    yield from (f"{_NOT_COMPARABLE}{why}" for why in _incomparable(evaluations))
+    for label, each in evaluations.items():
+        if (way := each.metrics.get("answers")) is not None:
             yield f"answered, {label}: {way}"
-    if len({each.metrics.get("records") for each in known}) > 1:
-        yield f"{_NOT_COMPARABLE}not scored on the same samples; evaluate one of them again"
     for label, each in evaluations.items():
         for why, count in sorted((each.metrics.get("skipped") or {}).items()):
             yield f"{label}: {count_text(count)} skipped: {why}"
+
+
+def _incomparable(evaluations: Mapping[str, Evaluation]) -> Iterator[str]:
+    """Why the numbers do not stand for the same thing; a reason includes those behind it."""
+    tasks = {label: each.task for label, each in evaluations.items() if each.task is not None}
+    if len(set(tasks.values())) > 1:
+        named = ", ".join(f"{label}: {task}" for label, task in tasks.items())
+        yield f"the tasks differ ({named}); name runs of one task"
+        return
+    known = list(evaluations.values())
+    if len({each.metrics.get("answers") for each in known}) > 1:
+        yield "answered in different ways; evaluate one of them again"
+    counts = {each.metrics.get("records") for each in known}
+    if len(counts) > 1 or len({each.sampled for each in known if each.samples}) > 1:
+        yield "not scored on the same samples; evaluate one of them again"
