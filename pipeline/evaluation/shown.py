@@ -14,14 +14,14 @@ def shown_of(samples: Sequence[Sample], most: int) -> list[Sample]:
     """At most `most` samples, worst first.
 
     A quarter are the best ones; another quarter is shared by the groups, for their worst and best
-    (one for each group at least, as long as that leaves half); the others are the worst of all.
+    (at least one for each group, while there is room); the others are the worst of all.
     """
     ordered = worst_first(samples)
     if len(ordered) <= most:
         return ordered
     share = most // 4
     chosen = set(range(len(ordered) - share, len(ordered)))
-    chosen.update(_of_groups(ordered, share)[: most // 2])
+    chosen.update(_of_groups(ordered, share)[: most - share])
     for number in range(len(ordered)):
         if len(chosen) >= most:
             break
