@@ -81,6 +81,33 @@ def test_the_text_shows_what_differs_and_how_sure_it_is(runs: list[Path]) -> Non
     assert row(text, "Bleu_4") == "Bleu_4 0.2500 0.2500 0.2500 +0.0000 +0.0000"
 
 
+def test_scores_of_the_corpus_have_intervals_and_what_has_none_is_named(tmp_path: Path) -> None:
+    """BLEU and METEOR are no means over samples: they are drawn from what each sample adds."""
+    folders = []
+    for name, right in (("a", 5), ("b", 6)):
+        folder = put(tmp_path / name, [1.0] * 50, lr=0.1)
+        counts = [(10, 10, 10, 9, 8, 7, right + i % 4, 4, 3, 2) for i in range(50)]
+        samples = [
+            Sample(f"k{i}", EVIL, (EVIL,), {"CIDEr": 1.0}, counts={"Bleu": each})
+            for i, each in enumerate(counts)
+        ]
+        write_samples(folder / "evaluate" / "test", samples)
+        metrics = {"records": 50, "loss": 1.0, "scores": {"Bleu_1": (right + 1.46) / 10}}
+        (folder / "evaluate" / "test" / "metrics.json").write_text(json.dumps(metrics))
+        folders.append(folder)
+    text = compare_runs(folders).text
+    found = re.search(
+        r"^Bleu_1 0\.6460 \[(0\.\d+) to (0\.\d+)\] 0\.7460 \[.*\] "
+        r"\+0\.1000 \[\+0\.1000 to \+0\.1000\]$",
+        row(text, "Bleu_1"),
+    )
+    assert found is not None
+    low, high = map(float, found.groups())
+    # The values are 0.5, 0.6, 0.7 and 0.8: their deviation is 0.11, and that of their mean 0.016.
+    assert 0.60 < low < 0.625 and 0.665 < high < 0.69
+    assert "Without: loss, of which nothing is kept for single samples." in text
+
+
 def test_the_page_has_the_same_numbers_and_no_text_becomes_markup(runs: list[Path]) -> None:
     page = compare_runs(runs).page
     for number in ("+0.5000 to +0.5000", "from 6.0000", "1,200"):
