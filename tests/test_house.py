@@ -44,6 +44,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     2: (  # pure scores
         "evaluation.captions",
+        "evaluation.corpus_scores",
         "evaluation.cost",
         "evaluation.intervals",
         "evaluation.java",
@@ -105,6 +106,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
 _SCORES = LAYERS[2]
 ONLY: dict[str, tuple[str, ...]] = {
     "evaluation.captions": ("errors", "config", *_SCORES),
+    "evaluation.corpus_scores": ("errors", "config", *_SCORES),
     "evaluation.cost": ("errors", "config", *_SCORES),
     "evaluation.intervals": ("errors", "config", *_SCORES),
     "evaluation.java": ("errors", "config", *_SCORES),

@@ -6,16 +6,25 @@ a contrastive loss over an LM's. A run has a board of its own beside them, with 
 hparams and what came out in the end.
 """
 
+import os
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.compat.proto.event_pb2 import SessionLog
+from tensorboard.backend.event_processing.event_file_loader import (
+    EventFileLoader,
+    LegacyEventFileLoader,
+)
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.errors import NotFoundError
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import custom_scalars, hparams, image, scalar
 
 from pipeline.config import PHASES
 from pipeline.dist import World
@@ -25,6 +34,7 @@ FOLDER = "tensorboard"  # of a phase; of a run: what came out of it
 FINAL = "final"  # tags of what came out
 
 _EVENTS = "events.out.tfevents.*"  # named by TensorBoard: second, host, process
+_VERSION = "brain.Event:2"  # the first event of every file says so
 _TICK, _TICKS = 0.05, 40  # two seconds; a clock that is further off is not waited for
 
 # One chart each, of the tags that the patterns match behind a phase's name.
@@ -141,8 +151,11 @@ def show_results(
 ) -> None:
     """Adds what came out of a phase or an evaluation to the run's own board; the newest counts.
 
-    On rank 0 alone. The list of columns that torch makes for the hparams page is left out:
-    TensorBoard reads only one such list, and without any it finds the columns of all runs.
+    On rank 0 alone. TensorBoard keeps the first recipe that it reads of a run, so the board is one
+    file, which is written anew: this recipe, and the results that are there already. (One that is
+    open meanwhile shows new metrics, and a new recipe when it is started again.) The list of
+    columns that torch makes for the hparams page is left out: TensorBoard reads only one such list,
+    and without any it finds the columns of all runs.
 
     Args:
         run: the run's folder.
@@ -151,14 +164,54 @@ def show_results(
         metrics: by name.
         samples: a picture of samples.
     """
-    with SummaryWriter(str(run / FOLDER)) as writer:
-        assert writer.file_writer is not None
-        _, started, ended = hparams(dict(recipe), {})  # type: ignore[no-untyped-call]
-        for each in (started, ended):
-            writer.file_writer.add_summary(each)
-        writer.add_custom_scalars(layout())
-        for name, value in metrics.items():
-            writer.add_scalar(f"{FINAL}/{source}/{name}", value, 0)
-        if samples is not None:
-            picture = np.asarray(samples.convert("RGB"))
-            writer.add_image(f"{FINAL}/{source}/samples", picture, 0, dataformats="HWC")
+    folder = run / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    _, started, ended = hparams(dict(recipe), {})  # type: ignore[no-untyped-call]
+    made = [started, ended, custom_scalars(layout())]  # type: ignore[no-untyped-call]
+    for name, value in metrics.items():
+        made.append(scalar(f"{FINAL}/{source}/{name}", value))  # type: ignore[no-untyped-call]
+    if samples is not None:
+        picture = np.asarray(samples.convert("RGB"))
+        tag = f"{FINAL}/{source}/samples"
+        made.append(image(tag, picture, dataformats="HWC"))  # type: ignore[no-untyped-call]
+    older, kept = _results_in(folder)
+    now = time.time()
+    kept |= {v.tag: Event(wall_time=now, summary=Summary(value=[v])) for s in made for v in s.value}
+    _write_events(folder, [Event(wall_time=now, file_version=_VERSION), *kept.values()])
+    for file in older:
+        file.unlink(missing_ok=True)
+
+
+def _results_in(folder: Path) -> tuple[list[Path], dict[str, Event]]:
+    """The event files of a run's board, and the newest event of each tag of results in them.
+
+    Two evaluations of a run may end at once. Each takes away only what it has read and written
+    again, so that no result is lost; a file that is taken away meanwhile is looked for anew.
+    """
+    while True:
+        files, found = sorted(folder.glob(_EVENTS)), dict[str, Event]()
+        try:
+            for file in files:
+                for event in LegacyEventFileLoader(str(file)).Load():
+                    for each in event.summary.value:
+                        if each.tag.startswith(f"{FINAL}/"):
+                            alone = Summary(value=[each])
+                            found[each.tag] = Event(wall_time=event.wall_time, summary=alone)
+        except NotFoundError:
+            continue
+        return files, found
+
+
+def _write_events(folder: Path, events: Iterable[Event]) -> None:
+    """An event file, whole or not at all; its name comes after those of the files before it."""
+    _await_a_later_second(folder)
+    unique = uuid4().hex
+    name = _EVENTS.replace("*", f"{int(time.time()):010d}.{socket.gethostname()}.{unique}")
+    writing = folder / f".{unique}.tmp"  # not a name that TensorBoard would read
+    with writing.open("wb") as file:
+        records = RecordWriter(file)
+        for each in events:
+            records.write(each.SerializeToString())
+        file.flush()
+        os.fsync(file.fileno())
+    writing.replace(folder / name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Generic
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation.corpus_scores import BLEU, METEOR, Counts, bleu_counts, meteor_counts
 from pipeline.evaluation.java import JAVA_METRICS, Id, Meteor, ptb_tokenize, require_java
 from pipeline.evaluation.spice import spice
 
@@ -20,13 +21,14 @@ __all__ = [
     "METRICS",
     "Scored",
     "check_metrics",
+    "mean_of",
     "quick_cider",
     "require_java",
     "score",
     "score_all",
     "score_each",
     "simple_tokenize",
-    "spice_score",
+    "spice_each",
 ]
 
 METRICS = (*JAVA_METRICS, "quick_cider")
@@ -40,10 +42,11 @@ Tokenised = tuple[dict[Id, str], dict[Id, list[str]]]
 
 @dataclass(frozen=True)
 class Scored(Generic[Id]):
-    """Scores of a set of captions, and of each caption where a score is the mean over them."""
+    """Scores of a set of captions, and what each caption adds to them."""
 
     totals: dict[str, float]
-    each: dict[str, dict[Id, float]]  # by score, some of `totals`
+    each: dict[str, dict[Id, float]]  # by score, of those that are means over captions
+    counts: dict[str, dict[Id, Counts]]  # of the others, see `corpus_scores.FORMULAS`
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
@@ -78,7 +81,7 @@ def score(
             scores, mostly 0).
         references: one or more captions for each of the same ids.
         metrics: which scores, of `METRICS`; none gives an empty result. SPICE is left to
-            `spice_score`.
+            `spice_each`.
 
     Returns:
         Bleu_1 to Bleu_4, METEOR, ROUGE_L and CIDEr as asked for, named as in pycocoevalcap, and
@@ -96,31 +99,35 @@ def score(
 def score_all(
     predictions: Mapping[Id, str], references: Mapping[Id, Sequence[str]], metrics: Sequence[str]
 ) -> Scored[Id]:
-    """As `score`, with what single images add to those scores that are means over images."""
+    """As `score`, with what single images add to it."""
     check_metrics(metrics)
     _check_pairs(predictions, references)
     scores: dict[str, float] = {}
     each: dict[str, dict[Id, float]] = {}
+    counts: dict[str, dict[Id, Counts]] = {}
     if any(metric in JAVA_METRICS and metric != "spice" for metric in metrics):
         tokenised = _tokenise(predictions, references, ptb_tokenize)
         if "bleu" in metrics:
-            scores |= _bleu(*tokenised)
+            found, counts[BLEU] = _bleu(*tokenised)
+            scores |= found
         if "meteor" in metrics:
             with Meteor() as meteor:
-                scores["METEOR"] = meteor.score(*tokenised)
+                statistics = meteor.statistics(*tokenised)
+                scores[METEOR] = meteor.total(statistics)
+            counts[METEOR] = {key: meteor_counts(line) for key, line in statistics.items()}
         if "rouge_l" in metrics:
             each["ROUGE_L"] = _rouge_l(*tokenised)
         if "cider" in metrics:
             each["CIDEr"] = _cider(*tokenised)
     if "quick_cider" in metrics:
         each["CIDEr_quick"] = score_each(predictions, references, quick=True)
-    return Scored(scores | {name: _mean(found) for name, found in each.items()}, each)
+    return Scored(scores | {name: mean_of(of) for name, of in each.items()}, each, counts)
 
 
-def spice_score(
+def spice_each(
     predictions: Mapping[Id, str], references: Mapping[Id, Sequence[str]], models: Path
-) -> float:
-    """SPICE, 0 to 1.
+) -> dict[Id, float]:
+    """SPICE, 0 to 1, of the images that have one; their mean is the SPICE.
 
     Args:
         predictions, references: as in `score`.
@@ -171,7 +178,7 @@ def quick_cider(predictions: Mapping[Id, str], references: Mapping[Id, Sequence[
     Raises:
         DataError: the ids differ, or an image has no reference.
     """
-    return _mean(score_each(predictions, references, quick=True))
+    return mean_of(score_each(predictions, references, quick=True))
 
 
 def simple_tokenize(text: str) -> list[str]:
@@ -233,11 +240,19 @@ def _wrap(predictions: Mapping[Id, str]) -> dict[Id, list[str]]:
     return {key: [prediction] for key, prediction in predictions.items()}
 
 
-def _bleu(predictions: dict[Id, str], references: dict[Id, list[str]]) -> dict[str, float]:
-    from pycocoevalcap.bleu.bleu import Bleu
+def _bleu(
+    predictions: dict[Id, str], references: dict[Id, list[str]]
+) -> tuple[dict[str, float], dict[Id, Counts]]:
+    """As pycocoevalcap's `Bleu(4)`, whose scorer this is, with what each caption adds."""
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
-    values, _ = Bleu(4).compute_score(references, _wrap(predictions), verbose=0)
-    return {f"Bleu_{n}": float(value) for n, value in enumerate(values, start=1)}
+    scorer = BleuScorer(n=4)
+    for key, prediction in predictions.items():
+        scorer += (prediction, references[key])
+    values, _ = scorer.compute_score(option="closest")
+    scores = {f"Bleu_{n}": float(value) for n, value in enumerate(values, start=1)}
+    added = (bleu_counts(compared) for compared in scorer.ctest)
+    return scores, dict(zip(predictions, added, strict=True))
 
 
 def _rouge_l(predictions: dict[Id, str], references: dict[Id, list[str]]) -> dict[Id, float]:
@@ -254,5 +269,6 @@ def _cider(predictions: dict[Id, str], references: dict[Id, list[str]]) -> dict[
     return {key: float(value) for key, value in zip(references, values, strict=True)}
 
 
-def _mean(scores: Mapping[Id, float]) -> float:
-    return sum(scores.values()) / len(scores)
+def mean_of(scores: Mapping[Id, float]) -> float:
+    """The run's score from those of images; 0 where no image has one."""
+    return sum(scores.values()) / len(scores) if scores else 0.0

@@ -18,9 +18,12 @@ from pipeline.evaluation.drawn import drawn_curves, drawn_evaluations
 from pipeline.evaluation.run_records import Run, read_run
 from pipeline.evaluation.score_tables import score_table
 from pipeline.evaluation.tables import MISSING, count_text, score_text
+from pipeline.overrides import expand
 from pipeline.pages.cards import Cell, Table
 from pipeline.pages.rendering import render
 from pipeline.recipe_values import differing
+
+_FEWEST = 2  # runs
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,10 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
         folders: of the runs.
 
     Raises:
-        ConfigError: a run is not there, or given twice.
+        ConfigError: a folder is not there, holds no run, or is given twice.
         DataError: a file is there but cannot be read.
     """
-    runs = {label: read_run(folder) for label, folder in _labels(folders).items()}
+    runs = _read(folders)
     tables = [_recipes(runs), *_scores(runs), *(_phase(runs, phase) for phase in _phases(runs))]
     title = f"Comparison of {', '.join(runs)}"
     facts = [f"{label}: {run.folder}" for label, run in runs.items()]
@@ -55,9 +58,39 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
     return Comparison(text, page)
 
 
+def planned_comparison(folders: Sequence[Path]) -> str:
+    """What `compare_runs` would compare, in a line; raises what that does."""
+    runs = _read(folders)
+    found = {"evaluations": _evaluations(runs), "phases": _phases(runs)}
+    there = "; ".join(f"{what}: {', '.join(each) or 'none'}" for what, each in found.items())
+    return f"Plan of stages/report.py: it would compare {', '.join(runs)} ({there})"
+
+
 def named_runs(names: Sequence[str], runs: Path) -> list[Path]:
-    """Run folders; names: of folders, or of runs in the folder `runs`."""
-    return [Path(each) if Path(each).is_dir() else runs / each for each in names]
+    """Run folders; names: of folders, or of runs in the folder `runs`; empty ones are passed over.
+
+    Raises:
+        ConfigError: fewer than two are named.
+    """
+    named = [each.strip() for each in names if each.strip()]
+    if len(named) < _FEWEST:
+        raise ConfigError(
+            f"runs={','.join(names)} names {len(named)} run, and a comparison needs two or more; "
+            "write runs=A,B"
+        )
+    paths = (Path(expand("runs", each)) for each in named)
+    return [each if each.is_dir() else runs / each for each in paths]
+
+
+def _read(folders: Sequence[Path]) -> dict[str, Run]:
+    runs = {label: read_run(folder) for label, folder in _labels(folders).items()}
+    for run in runs.values():
+        if run.is_empty:
+            raise ConfigError(
+                f"runs: {run.folder} holds no run (neither config.yaml nor a phase nor an "
+                "evaluation); name folders of runs, or runs here"
+            )
+    return runs
 
 
 def _labels(folders: Sequence[Path]) -> dict[str, Path]:
@@ -103,10 +136,10 @@ def _phase(runs: Mapping[str, Run], phase: str) -> Table:
         rows.append((key.replace("_", " "), cells))
     rows.append(("train loss", [_number(each.get("train_loss_end")) for each in found.values()]))
     measured = [each.get("validation") or {} for each in found.values()]
-    for name in dict.fromkeys(k for each in measured for k in each.get("end", {})):
+    for name in dict.fromkeys(k for each in measured for k in each.get("end") or {}):
         cells = []
         for each in measured:
-            before, after = (_number(each.get(when, {}).get(name)) for when in ("start", "end"))
+            before, after = (_number((each.get(when) or {}).get(name)) for when in ("start", "end"))
             cells.append(Cell(after.text, "" if after.text == MISSING else f"from {before.text}"))
         rows.append((f"validation {name}", cells))
     return Table(f"Training: {phase}", list(runs), rows)

@@ -59,12 +59,21 @@ def drawn_evaluations(evaluations: Mapping[str, Evaluation]) -> Iterator[Plot]:
     if worth and not groups:
         yield histogram("Scores of single samples", worth, x=_ordering(samples), whole=False)
     if samples:
-        lengths = {
-            label: [_words(one.predicted) for one in each] for label, each in samples.items()
-        }
-        first = next(iter(samples.values()))
-        lengths["truth"] = [_words(text) for each in first for text in each.truth]
+        texts = {label: _texts(evaluations[label]) for label in samples}
+        lengths = {label: [_words(text) for text in said] for label, (said, _) in texts.items()}
+        (_, truth), *_ = texts.values()
+        lengths["truth"] = [_words(text) for text in truth]
         yield histogram("Words of a text", lengths, x="words", whole=True)
+
+
+def _texts(evaluation: Evaluation) -> tuple[list[str], list[str]]:
+    """All that was said, and all that is true; of MME, whose samples hold several, each answer."""
+    folder = evaluation.folder / GENERATED
+    if folder.is_dir():
+        answers = [each for found in read_results(folder).values() for each in found]
+        return [each.text for each in answers], [each.truth for each in answers]
+    samples = evaluation.samples
+    return [each.predicted for each in samples], [text for each in samples for text in each.truth]
 
 
 def _groups(evaluations: Mapping[str, Evaluation]) -> list[str]:

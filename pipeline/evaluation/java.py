@@ -132,14 +132,24 @@ class Meteor:
         Raises:
             ConfigError: Java died.
         """
-        statistics = []
+        return self.total(self.statistics(predictions, references))
+
+    def statistics(
+        self, predictions: Mapping[Id, str], references: Mapping[Id, Sequence[str]]
+    ) -> dict[Id, str]:
+        """METEOR's own line of counts for each caption; as `score`."""
+        found = {}
         for key, prediction in predictions.items():
             fields = [*references[key], prediction]
             # "|||" is the protocol's own separator.
             fields = [" ".join(field.replace("|||", " ").split()) for field in fields]
             self._send(" ||| ".join(["SCORE", *fields]))
-            statistics.append(self._receive())
-        self._send(" ||| ".join(["EVAL", *statistics]))
+            found[key] = self._receive()
+        return found
+
+    def total(self, statistics: Mapping[Id, str]) -> float:
+        """The corpus score of what `statistics` returned; raises what it does."""
+        self._send(" ||| ".join(["EVAL", *statistics.values()]))
         # The answer is one line for each caption, then the corpus score.
         return [float(self._receive()) for _ in range(len(statistics) + 1)][-1]
 

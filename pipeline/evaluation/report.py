@@ -1,4 +1,4 @@
-"""`report.html` of an evaluation: scores, plots, and samples to look at, worst first.
+"""`report.html` of an evaluation: scores, plots, and samples to look at, worst first (`shown.py`).
 
 On rank 0, from the files that the evaluation and its baseline have left; pictures come from the
 shards again. Knows no model, and no layout (`pipeline/pages`).
@@ -14,6 +14,7 @@ from pipeline.evaluation.drawn import drawn_curves, drawn_evaluations
 from pipeline.evaluation.run_records import Evaluation, read_evaluation
 from pipeline.evaluation.samples import Sample, worst_first
 from pipeline.evaluation.score_tables import score_table
+from pipeline.evaluation.shown import groups_of, shown_of, told_of
 from pipeline.pages.cards import Card
 from pipeline.pages.rendering import render
 from pipeline.pages.thumbnails import thumbnail
@@ -48,6 +49,7 @@ def write_report(folder: Path, split: Split, places: Places, shown: int) -> Path
     folders = {BASELINE: beside, OWN: run}
     curves = {label: read_curves(folders[label]) for label in evaluations}
     samples = worst_first(own.samples)
+    chosen = shown_of(samples, shown)
     page = render(
         "report.html",
         script="grid.js",
@@ -56,9 +58,10 @@ def write_report(folder: Path, split: Split, places: Places, shown: int) -> Path
         scores=score_table("Scores", evaluations),
         told=own.metrics.get("table", ""),
         drawn=[*drawn_evaluations(evaluations), *drawn_curves(curves)],
-        headline=_headline(len(samples), min(shown, len(samples))),
-        groups=sorted({name for each in samples[:shown] for name in each.groups}),
-        cards=[_card(each, split, places) for each in samples[:shown]],
+        headline=_headline(len(samples), len(chosen)),
+        groups=groups_of(chosen, samples),
+        cards=[_card(each, split, places) for each in chosen],
+        left_out=told_of(chosen, samples),
     )
     write_text(folder / FILE, page)
     return folder / FILE
@@ -75,10 +78,7 @@ def _facts(own: Evaluation, base: Evaluation | None) -> Iterator[str]:
 def _headline(samples: int, shown: int) -> str:
     if shown == samples:
         return f"All {samples:,} samples, worst first"
-    return (
-        f"The worst {shown:,} of {samples:,} samples; the other {samples - shown:,} are in "
-        "samples.jsonl"
-    )
+    return f"{shown:,} of {samples:,} samples, worst first"
 
 
 def _card(sample: Sample, split: Split, places: Places) -> Card:

@@ -19,7 +19,7 @@ from pipeline.callbacks.samples import sheet
 from pipeline.config import EvaluateConfig
 from pipeline.data.plan import items_in_order
 from pipeline.errors import DataError
-from pipeline.evaluation.captions import Scored, score_all, spice_score
+from pipeline.evaluation.captions import Scored, mean_of, score_all, spice_each
 from pipeline.evaluation.finishing import SAMPLES, SHEET, finish_evaluation, output_folder
 from pipeline.evaluation.loading import Scoring
 from pipeline.evaluation.samples import Sample, write_samples
@@ -30,7 +30,8 @@ from pipeline.tasks import question_text, true_texts
 
 log = logging.getLogger("pipeline")
 
-ORDERING = ("CIDEr", "ROUGE_L", "CIDEr_quick")  # of single captions; the first one sorts them
+# Of single captions; the first one sorts them.
+ORDERING = ("CIDEr", "ROUGE_L", "CIDEr_quick", "SPICE")
 
 
 def announce_spice(settings: EvaluateConfig) -> None:
@@ -68,7 +69,7 @@ def write_results(
     found = _scores(config.evaluate, scored, references_of)
     places = _places(split, items)
     asked_of = references.questions() if config.data.task in TALKS else {}
-    write_samples(folder, _samples(scored, references_of, found.each, asked_of))
+    write_samples(folder, _samples(scored, references_of, found, asked_of))
     result = {
         "split": config.evaluate.split,
         "records": len(scored),
@@ -90,13 +91,14 @@ def _places(split: Split, items: Sequence[tuple[int, int]]) -> dict[str, tuple[i
 def _samples(
     captions: Mapping[str, str],
     truth: Mapping[str, Sequence[str]],
-    each: Mapping[str, Mapping[str, float]],
+    found: Scored[str],
     asked: Mapping[str, str],
 ) -> Iterator[Sample]:
-    order = [name for name in ORDERING if name in each]
+    order = {name: found.each[name] for name in ORDERING if name in found.each}
     for key, text in captions.items():
-        scores = {name: each[name][key] for name in order}
-        yield Sample(key, text, tuple(truth[key]), scores, asked.get(key, ""))
+        scores = {name: of[key] for name, of in order.items() if key in of}
+        counts = {name: of[key] for name, of in found.counts.items()}
+        yield Sample(key, text, tuple(truth[key]), scores, asked.get(key, ""), counts=counts)
 
 
 def _write_predictions(
@@ -122,7 +124,8 @@ def _scores(
     models = spice_models(settings.spice_models)
     if "spice" in settings.metrics and models is not None:
         try:
-            scores.totals["SPICE"] = spice_score(captions, truth, models)
+            scores.each["SPICE"] = spice_each(captions, truth, models)
+            scores.totals["SPICE"] = mean_of(scores.each["SPICE"])
         except DataError as error:
             log.warning("evaluate      %s", error)
     return scores

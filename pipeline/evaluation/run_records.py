@@ -14,11 +14,29 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from pipeline.config import PHASES
+from pipeline.config import PHASES, TASKS
 from pipeline.errors import DataError
 from pipeline.evaluation.samples import Sample, read_samples
 
 Record = Mapping[str, Any]
+
+# What is read of a file, if it is there: a number, a text, or a table of such by key.
+Shape = type[float] | type[str] | Mapping[str, Any]
+_NUMBERS: Shape = {"*": float}
+_SUMMARY: Shape = {
+    **dict.fromkeys(("steps", "records_seen", "trained_parameters", "seconds"), float),
+    "train_loss_end": float,
+    "validation": {"start": _NUMBERS, "end": _NUMBERS},
+}
+_METRICS: Shape = {
+    **dict.fromkeys(("records", "loss"), float),
+    **dict.fromkeys(("task", "answers", "table"), str),
+    **dict.fromkeys(("scores", "retrieval", "skipped"), _NUMBERS),
+    "benchmark": {
+        **dict.fromkeys(("accuracy", "missing"), _NUMBERS),
+        **dict.fromkeys(("unparsed", "unanswered"), float),
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,21 @@ class Evaluation:
     def samples(self) -> list[Sample]:
         """None where an older evaluation left no samples.jsonl. Raises DataError."""
         return read_samples(self.folder)
+
+    @cached_property
+    def sampled(self) -> frozenset[tuple[str, tuple[str, ...]]]:
+        """Which samples were scored: their keys, and what is true of them."""
+        return frozenset((each.key, each.truth) for each in self.samples)
+
+    @cached_property
+    def task(self) -> str | None:
+        """What was to be done; None where metrics, folder (`output_folder`) and recipe are silent.
+
+        Raises DataError.
+        """
+        asked = self.folder.name.partition("-")[0]
+        found = self.metrics.get("task") or (asked if asked in TASKS else None)
+        return found or _task_in(_read_recipe(self.folder.parents[1] / "config.yaml"))
 
     @property
     def numbers(self) -> dict[str, float | None]:
@@ -50,6 +83,11 @@ class Run:
     phases: Mapping[str, Record] = field(default_factory=dict)  # phase -> summary.json
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)  # by folder: split, or task
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the folder holds nothing that a run leaves."""
+        return not (self.config or self.phases or self.evaluations)
+
 
 def read_run(folder: Path) -> Run:
     """Read a run.
@@ -57,7 +95,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         DataError: a file is there but cannot be read.
     """
-    phases = {phase: _read_json(folder / phase / "summary.json") for phase in PHASES}
+    phases = {phase: _read_json(folder / phase / "summary.json", _SUMMARY) for phase in PHASES}
     found = {path.name: read_evaluation(path) for path in sorted(folder.glob("evaluate/*"))}
     return Run(
         folder,
@@ -69,7 +107,7 @@ def read_run(folder: Path) -> Run:
 
 def read_evaluation(folder: Path) -> Evaluation | None:
     """Read an evaluation's folder; None where it has no metrics. Raises what `read_run` does."""
-    metrics = _read_json(folder / "metrics.json")
+    metrics = _read_json(folder / "metrics.json", _METRICS)
     return None if metrics is None else Evaluation(folder, metrics)
 
 
@@ -84,7 +122,12 @@ def _read_recipe(path: Path) -> DictConfig:
     return loaded if isinstance(loaded, DictConfig) else OmegaConf.create()
 
 
-def _read_json(path: Path) -> Record | None:
+def _task_in(recipe: DictConfig) -> str | None:
+    data = recipe.get("data")
+    return data.get("task") if isinstance(data, DictConfig) else None
+
+
+def _read_json(path: Path, shape: Shape) -> Record | None:
     """The object in a JSON file, or None where there is no such file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -96,4 +139,20 @@ def _read_json(path: Path) -> Record | None:
         ) from error
     if not isinstance(content, dict):
         raise DataError(f"{path} does not hold a JSON object: delete it and run its stage again")
+    _check(path, content, shape)
     return content
+
+
+def _check(path: Path, value: Any, shape: Shape, key: str = "") -> None:
+    """Raises DataError where a value is there that is not of this shape."""
+    kinds: dict[Any, tuple[Any, str]] = {float: (int | float, "number"), str: (str, "text")}
+    kind, called = (dict, "table") if isinstance(shape, Mapping) else kinds[shape]
+    if not isinstance(value, kind):
+        raise DataError(
+            f"{path}: {key} is {value!r}, which is no {called}: delete it and run its stage again"
+        )
+    if isinstance(shape, Mapping):
+        for name, each in value.items():
+            inner = shape.get(name, shape.get("*"))
+            if inner is not None and each is not None:
+                _check(path, each, inner, f"{key}.{name}".lstrip("."))

@@ -29,6 +29,8 @@ class Sample:
     scores: Mapping[str, float]
     asked: str = ""
     groups: tuple[str, ...] = field(default=())  # of the benchmark, that it belongs to
+    # By name, what it adds to scores that are no means over samples (`corpus_scores.FORMULAS`).
+    counts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def score(self) -> float | None:
@@ -45,13 +47,18 @@ def strata(samples: Iterable[Sample], score: str) -> list[dict[str, float]]:
     """Key -> share, of the sets of samples whose means added up are the run's score.
 
     One set for most scores; one a subtask for MME's sums. Empty where the score is no mean over
-    samples (BLEU, METEOR).
+    samples (BLEU, METEOR: `counts_of`).
     """
     parts: dict[str, dict[str, float]] = {name: {} for name in SUMS.get(score, (score,))}
     for each in samples:
         for name in parts.keys() & each.scores.keys():
             parts[name][each.key] = each.scores[name]
     return [found for found in parts.values() if found]
+
+
+def counts_of(samples: Iterable[Sample], name: str) -> dict[str, tuple[float, ...]]:
+    """Key -> what each sample adds to a score's sums; name: of the counts."""
+    return {each.key: each.counts[name] for each in samples if name in each.counts}
 
 
 def write_samples(folder: Path, samples: Iterable[Sample]) -> None:
@@ -77,10 +84,10 @@ def read_samples(folder: Path) -> list[Sample]:
         try:
             values = json.loads(line)
             made = Sample(**values)
-            found.append(
-                Sample(**values | {"truth": tuple(made.truth), "groups": tuple(made.groups)})
-            )
-        except (ValueError, TypeError) as error:
+            counts = {name: tuple(each) for name, each in made.counts.items()}
+            lists = {"truth": tuple(made.truth), "groups": tuple(made.groups), "counts": counts}
+            found.append(Sample(**values | lists))
+        except (ValueError, TypeError, AttributeError) as error:
             cause = " ".join(str(error).split())
             raise DataError(
                 f"{path}: line {number} is no sample ({cause}): run stages/evaluate.py again"

@@ -1,14 +1,22 @@
 """Evaluations of the same split side by side: every score, how sure it is, how much it differs.
 
 The first one is what the others are compared with. A difference has an interval where both were
-scored on the same samples and the score is a mean over them.
+scored on the same samples and it is known what each adds to the score.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.evaluation.intervals import LEVEL, Interval, interval, paired
+from pipeline.evaluation.corpus_scores import FORMULAS
+from pipeline.evaluation.intervals import (
+    LEVEL,
+    Interval,
+    interval,
+    interval_of_sums,
+    paired,
+    paired_of_sums,
+)
 from pipeline.evaluation.run_records import Evaluation
-from pipeline.evaluation.samples import strata
+from pipeline.evaluation.samples import counts_of, strata
 from pipeline.evaluation.tables import MISSING, count_text
 from pipeline.pages.cards import Cell, Table
 
@@ -34,8 +42,9 @@ def score_table(title: str, evaluations: Mapping[str, Evaluation | None]) -> Tab
         Cell(MISSING if each is None else count_text(each.metrics.get("records", 0)))
         for each in evaluations.values()
     ]
+    unsure = [name for name, cells in rows if not any(each.small for each in cells)]
     rows.append(("samples", [*records, *(Cell("") for _ in others)]))
-    return Table(title, heads, rows, list(_notes(found)))
+    return Table(title, heads, rows, list(_notes(found, unsure)))
 
 
 def _difference_heads(others: Sequence[str]) -> list[str]:
@@ -43,8 +52,22 @@ def _difference_heads(others: Sequence[str]) -> list[str]:
 
 
 def sureness(evaluation: Evaluation | None, name: str) -> Interval | None:
-    """Of a score; None where it is no mean over samples."""
-    return None if evaluation is None else interval(strata(evaluation.samples, name))
+    """Of a score; None where it is not known what single samples add to it."""
+    if evaluation is None:
+        return None
+    if name in FORMULAS:
+        counted, formula = FORMULAS[name]
+        return interval_of_sums(counts_of(evaluation.samples, counted), formula)
+    return interval(strata(evaluation.samples, name))
+
+
+def _paired(first: Evaluation, other: Evaluation, name: str) -> Interval | None:
+    """Of other minus first."""
+    if name in FORMULAS:
+        counted, formula = FORMULAS[name]
+        before, after = (counts_of(each.samples, counted) for each in (first, other))
+        return paired_of_sums(before, after, formula)
+    return paired(strata(first.samples, name), strata(other.samples, name))
 
 
 def score_cell(evaluation: Evaluation | None, name: str) -> Cell:
@@ -52,7 +75,8 @@ def score_cell(evaluation: Evaluation | None, name: str) -> Cell:
     value = None if evaluation is None else evaluation.numbers.get(name)
     if value is None:
         return Cell(MISSING)
-    return Cell(_number(value), _range(sureness(evaluation, name)))
+    places = _places(value)
+    return Cell(f"{value:{places}}", _range(sureness(evaluation, name), places))
 
 
 def _difference(first: Evaluation | None, other: Evaluation | None, name: str) -> Cell:
@@ -62,43 +86,49 @@ def _difference(first: Evaluation | None, other: Evaluation | None, name: str) -
     before, after = first.numbers.get(name), other.numbers.get(name)
     if before is None or after is None:
         return Cell(MISSING)
-    between = paired(strata(first.samples, name), strata(other.samples, name))
-    sign = "+" if after >= before else "-"
-    return Cell(f"{sign}{_number(abs(after - before))}", _range(between, signed=True))
+    places = f"+{_places(before, after)}"
+    # Adding 0 makes of -0 a 0.
+    return Cell(f"{after - before + 0.0:{places}}", _range(_paired(first, other, name), places))
 
 
-def _range(found: Interval | None, *, signed: bool = False) -> str:
-    if found is None:
-        return ""
-    sign = "+" if signed else ""
-    low, high = (f"{each:{sign}{_places(each)}}" for each in (found.low, found.high))
-    return f"{low} to {high}"
+def _range(found: Interval | None, places: str) -> str:
+    return "" if found is None else f"{found.low:{places}} to {found.high:{places}}"
 
 
-def _number(value: float) -> str:
+def _places(*values: float) -> str:
     """0.1234, 41.34, 963.61"""
-    return f"{value:{_places(value)}}"
+    return ".4f" if all(abs(each) < 10 for each in values) else ".2f"
 
 
-def _places(value: float) -> str:
-    return ".4f" if abs(value) < 10 else ".2f"
-
-
-def _notes(evaluations: Mapping[str, Evaluation]) -> Iterator[str]:
+def _notes(evaluations: Mapping[str, Evaluation], unsure: Sequence[str]) -> Iterator[str]:
+    """What a reader should know; unsure: the scores without any interval."""
     known = list(evaluations.values())
     if any(each.samples for each in known):
         yield (
             f"Small numbers: where the score lies with {LEVEL:.0%} probability, by bootstrap over "
             "samples (differences: over the samples of both). Another seed is not in it."
         )
-    ways = {label: each.metrics.get("answers") for label, each in evaluations.items()}
-    if len(set(ways.values())) > 1:
-        yield f"{_NOT_COMPARABLE}answered in different ways; evaluate one of them again"
-    for label, way in ways.items():
-        if way is not None:
+        if unsure:
+            yield f"Without: {', '.join(unsure)}, of which nothing is kept for single samples."
+    yield from (f"{_NOT_COMPARABLE}{why}" for why in _incomparable(evaluations))
+    for label, each in evaluations.items():
+        if (way := each.metrics.get("answers")) is not None:
             yield f"answered, {label}: {way}"
-    if len({each.metrics.get("records") for each in known}) > 1:
-        yield f"{_NOT_COMPARABLE}not scored on the same samples; evaluate one of them again"
     for label, each in evaluations.items():
         for why, count in sorted((each.metrics.get("skipped") or {}).items()):
             yield f"{label}: {count_text(count)} skipped: {why}"
+
+
+def _incomparable(evaluations: Mapping[str, Evaluation]) -> Iterator[str]:
+    """Why the numbers do not stand for the same thing; a reason includes those behind it."""
+    tasks = {label: each.task for label, each in evaluations.items() if each.task is not None}
+    if len(set(tasks.values())) > 1:
+        named = ", ".join(f"{label}: {task}" for label, task in tasks.items())
+        yield f"the tasks differ ({named}); name runs of one task"
+        return
+    known = list(evaluations.values())
+    if len({each.metrics.get("answers") for each in known}) > 1:
+        yield "answered in different ways; evaluate one of them again"
+    counts = {each.metrics.get("records") for each in known}
+    if len(counts) > 1 or len({each.sampled for each in known if each.samples}) > 1:
+        yield "not scored on the same samples; evaluate one of them again"

@@ -46,8 +46,10 @@ def how_to_get_spice(folder: str | None) -> str:
 
 def spice(
     predictions: Mapping[Id, str], references: Mapping[Id, Sequence[str]], models: Path
-) -> float:
-    """The mean F-score of scene-graph tuples over images, 0 to 1.
+) -> dict[Id, float]:
+    """The F-score of scene-graph tuples of each image, 0 to 1.
+
+    An image whose captions have no tuple at all has no score.
 
     Args:
         predictions: one tokenised caption for each image id.
@@ -69,12 +71,11 @@ def spice(
         _run(asked, answered, models)
         try:
             scored: list[dict[str, Any]] = json.loads(answered.read_bytes())
-            found = [float(each["scores"]["All"]["f"]) for each in scored]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            keys = list(predictions)
+            found = {keys[e["image_id"]]: float(e["scores"]["All"]["f"]) for e in scored}
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise DataError(f"SPICE left no readable scores ({error}); leave it out") from error
-    # An image whose captions have no tuple at all has no F-score.
-    usable = [each for each in found if not math.isnan(each)]
-    return sum(usable) / len(usable) if usable else 0.0
+    return {key: each for key, each in found.items() if not math.isnan(each)}
 
 
 def _run(asked: Path, answered: Path, models: Path) -> None:

@@ -65,7 +65,7 @@ class Bar:
 
 
 def curves(title: str, lines: Sequence[Line], labels: Sequence[str], *, x: str = "step") -> Plot:
-    """Lines over a common axis; long ones are thinned out to some hundred points.
+    """Lines over a common axis of whole numbers; long ones are thinned out to some hundred points.
 
     labels: of all plots that stand together, so that a label has one colour in all of them.
     """
@@ -87,6 +87,7 @@ def curves(title: str, lines: Sequence[Line], labels: Sequence[str], *, x: str =
             )
             told.add(line.label)
         axes.set_xlabel(x)
+        _whole_ticks(axes)
         axes.legend(loc="best")
 
     ends = (f"{line.label} ends at {line.points[-1][1]:.4g}" for line in lines if line.points)
@@ -174,12 +175,18 @@ def histogram(title: str, series: Mapping[str, Sequence[float]], *, x: str, whol
                 label=_short(label),
             )
         axes.set_xlabel(x)
+        if whole:
+            _whole_ticks(axes)
         axes.set_ylabel("% of the samples")
         if len(series) > 1:
             axes.legend(loc="best")
 
     means = (f"{label}: {np.mean(each):.3g} on average" for label, each in series.items())
     return _plot(title, "; ".join(means), draw)
+
+
+def _whole_ticks(axes: Axes) -> None:
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
 
 
 def _errors(found: Sequence[Bar]) -> list[list[float]] | None:

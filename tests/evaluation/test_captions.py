@@ -6,10 +6,12 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import captions
+from pipeline.evaluation.corpus_scores import FORMULAS
 from pipeline.evaluation.java import Meteor, ptb_tokenize
 from tests.helpers import require_shared, require_system
 
@@ -107,6 +109,31 @@ def test_quick_cider_is_the_mean_and_one_image_scores_zero() -> None:
 def test_score_each_uses_the_ptb_tokens() -> None:
     each = captions.score_each(PERFECT, REFERENCES)
     assert each == pytest.approx({1: 10.0, 2: 10.0})
+
+
+@pytest.mark.usefixtures("java")
+def test_what_each_caption_adds_gives_bleu_and_meteor_of_any_part() -> None:
+    """Words, stems, synonyms, paraphrases; one that is its reference; one without words."""
+    said = {
+        1: PERFECT[1],
+        2: "a dog ran along the shore",
+        3: "",
+        4: "the large automobile is parked in front of big houses",
+        5: "a person riding a bike, a bike and a bike",
+    }
+    true = {
+        **REFERENCES,
+        3: ["a cat sleeps"],
+        4: ["a big car parks in front of a house", "one car"],
+        5: ["a man rides on his bicycle down the street", "someone riding a bike"],
+    }
+    for part in ([1, 2, 3, 4, 5], [4], [1], [3], [2, 5, 4], [1, 4]):
+        found = captions.score_all(
+            {key: said[key] for key in part}, {key: true[key] for key in part}, ["bleu", "meteor"]
+        )
+        for name, (counted, formula) in FORMULAS.items():
+            sums = np.array([found.counts[counted][key] for key in part], float).sum(0)
+            assert float(formula(sums)) == pytest.approx(found.totals[name], abs=1e-12), name
 
 
 @pytest.mark.usefixtures("java")

@@ -4,8 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from pipeline.evaluation.intervals import Interval, interval, paired
+from pipeline.evaluation.intervals import (
+    Interval,
+    interval,
+    interval_of_sums,
+    paired,
+    paired_of_sums,
+)
 
 
 def drawn(count: int, seed: int, scale: float = 1.0) -> dict[str, float]:
@@ -50,3 +57,29 @@ def test_other_samples_are_not_paired_and_nothing_has_no_interval() -> None:
 def test_thousands_of_samples_give_the_same_interval_again() -> None:
     values = drawn(20_000, seed=4)
     assert interval([values]) == interval([dict(values)])
+
+
+def mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of sums of (value, 1)."""
+    found: NDArray[np.float64] = sums[..., 0] / sums[..., 1]
+    return found
+
+
+def same(one: Interval | None, other: Interval | None) -> bool:
+    assert one is not None and other is not None
+    return (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))
+
+
+def test_a_score_of_sums_is_drawn_as_a_mean_is() -> None:
+    """A mean is a formula of sums, too."""
+    hard, noise = drawn(300, seed=2, scale=10.0), drawn(300, seed=3, scale=0.1)
+    better = {key: value + 0.1 + noise[key] for key, value in hard.items()}
+    first, second = ({key: (v, 1.0) for key, v in of.items()} for of in (hard, better))
+    assert same(interval_of_sums(first, mean), interval([hard]))
+    assert same(paired_of_sums(first, second, mean), paired([hard], [better]))
+
+
+def test_other_samples_have_no_difference_of_sums() -> None:
+    assert paired_of_sums({"a": (1.0, 1.0)}, {"b": (1.0, 1.0)}, mean) is None
+    assert paired_of_sums({"a": (1.0, 1.0)}, {}, mean) is None
+    assert interval_of_sums({}, mean) is None and paired_of_sums({}, {}, mean) is None

@@ -85,12 +85,15 @@ def test_a_report_is_one_file_in_which_no_text_becomes_markup(split: Split, tmp_
     assert "Avg 1.5000" in text and "+0.5000 +0.5000 to +0.5000" in text
 
 
-def test_only_the_worst_are_shown_and_the_rest_is_counted(split: Split, tmp_path: Path) -> None:
+def test_no_more_are_shown_than_asked_and_the_rest_is_counted(split: Split, tmp_path: Path) -> None:
     found = places(split)
     folder = put(tmp_path / "x" / "evaluate" / "test", [*found, *(f"k{i}" for i in range(5000))])
     page = write_report(folder, split, found, shown=7).read_text()
-    assert "The worst 7 of 5,030 samples; the other 5,023 are in samples.jsonl" in page
-    assert page.count("<figure data-order=") == page.count('data-score="0.0"') == 7
+    assert "7 of 5,030 samples, worst first" in page
+    told = "7 of 5,030 samples are shown: the worst 6, the best 1; all are in samples.jsonl"
+    assert told in page.partition("</main>")[2]
+    assert page.count("<figure data-order=") == 7
+    assert (page.count('data-score="0.0"'), page.count('data-score="4.0"')) == (6, 1)
     assert "no baseline has been evaluated" in page
 
 
@@ -101,6 +104,8 @@ def test_yes_and_no_are_counted_in_both_ways_of_answering(split: Split, tmp_path
     for way in ("answers", "answers_likelihood"):
         write_results(folder / way, {"OCR": answers})
     page = write_report(folder, split, found, shown=3).read_text()
+    # An image has two answers, of a word each.
+    assert "Words of a text: this run: 2 on average; truth: 1 on average" in page
     for way in ("generated", "likelier"):
         assert f"Yes and no, {way}: this run: 1 of true yes said yes; 0 of true yes said no" in page
         assert "1 of true no said yes" in page
@@ -125,6 +130,8 @@ def test_in_a_browser_it_fits_a_phone_and_its_script_filters_and_sorts(
   const shown = () => [...inside.querySelectorAll("main figure")].filter(e => !e.hidden);
   found.scripts = inside.scripts.length;
   found.all = shown().length;
+  const options = [...inside.querySelectorAll("#group option")];
+  found.groups = options.map(e => e.textContent.split(" ").pop());
   found.first = Number(shown()[0].dataset.score);
   set("order", "best", "change");
   found.best = Number(shown()[0].dataset.score);
@@ -138,6 +145,7 @@ def test_in_a_browser_it_fits_a_phone_and_its_script_filters_and_sorts(
   found.said = inside.getElementById("count").textContent;
 """,
     )
+    assert seen["groups"] == ["group", "(20)", "(10)"]
     assert (seen["first"], seen["best"], seen["zero"], seen["group"]) == (0, 4, 6, 10)
     assert seen["words"] == ["number-3."] and seen["said"] == "1 of 30"
     assert (seen["all"], seen["scripts"], seen["count"]) == (RECORDS, 1, seen["loaded"])

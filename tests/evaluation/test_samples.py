@@ -6,16 +6,31 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.evaluation.mme import Answer, score, worth
-from pipeline.evaluation.samples import Sample, read_samples, strata, worst_first, write_samples
+from pipeline.evaluation.samples import (
+    Sample,
+    counts_of,
+    read_samples,
+    strata,
+    worst_first,
+    write_samples,
+)
 
 
 def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
     first = Sample("a", "a dog\nno\u2028end", ("ein Hünd", "two"), {"CIDEr": 0.5, "ROUGE_L": 0.1})
     second = Sample("b", "", ("x",), {"Avg": 0.0, "TXT": 0.0}, "What?", ("TXT",))
-    write_samples(tmp_path, [first, second])
-    assert read_samples(tmp_path) == [first, second]
+    third = Sample("c", "", ("x",), {}, counts={"METEOR": (1.5, 2.0), "Bleu": (3, 4)})
+    write_samples(tmp_path, [first, second, third])
+    assert read_samples(tmp_path) == [first, second, third]
+    assert counts_of([first, third], "METEOR") == {"c": (1.5, 2.0)}
     assert (first.score, second.score) == (0.5, 0.0)
     assert worst_first([first, second]) == [second, first]
+
+
+def test_samples_of_before_there_were_counts_can_be_read(tmp_path: Path) -> None:
+    line = '{"key": "a", "predicted": "x", "truth": ["y"], "scores": {"CIDEr": 0.5}}'
+    (tmp_path / "samples.jsonl").write_text(line)
+    assert read_samples(tmp_path) == [Sample("a", "x", ("y",), {"CIDEr": 0.5})]
 
 
 def test_no_file_is_no_sample_and_a_damaged_line_is_named(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def test_the_mean_over_images(
 ) -> None:
     java(tmp_path, monkeypatch, ANSWER)
     assert spice_models(str(models)) == models
-    assert spice(PREDICTIONS, REFERENCES, models) == 0.5
+    each = spice(PREDICTIONS, REFERENCES, models)
+    assert each == {"x": 1.0, "y": 0.0} and captions.mean_of(each) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,9 @@ def test_spice_joins_the_scores_and_its_failure_costs_no_other(
     monkeypatch.setattr(captions, "ptb_tokenize", list)
     java(tmp_path, monkeypatch, body)
     settings = EvaluateConfig(metrics=["quick_cider", "spice"], spice_models=str(models))
-    scores = results._scores(settings, PREDICTIONS, REFERENCES).totals
+    found = results._scores(settings, PREDICTIONS, REFERENCES)
+    assert found.each.get("SPICE") == ({"x": 1.0, "y": 0.0} if expected else None)
+    scores = found.totals
     assert scores.pop("CIDEr_quick") > 0
     assert scores == expected
 
@@ -117,5 +120,5 @@ def test_the_real_program() -> None:
     if found is None:
         pytest.skip("SPICE's models are not here (set EIM_SPICE_MODELS to their folder)")
     perfect = {key: texts[0] for key, texts in REFERENCES.items()}
-    assert captions.spice_score(perfect, REFERENCES, found) > 0.6
-    assert captions.spice_score(PREDICTIONS, REFERENCES, found) < 0.6
+    assert captions.mean_of(captions.spice_each(perfect, REFERENCES, found)) > 0.6
+    assert captions.mean_of(captions.spice_each(PREDICTIONS, REFERENCES, found)) < 0.6
