@@ -46,10 +46,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one server, as the recipe sets them. One image at a time is decoded."""
+    """Of one server, as the recipe sets them.
+
+    Attributes: decoding: held by who decodes or scales an image, which takes many times the memory
+    of its file: one image at a time.
+    """
 
     config: ChatConfig
-    _decoding: threading.Lock
+    decoding: threading.Lock
 
     @classmethod
     def of(cls, config: ChatConfig) -> "Limits":
@@ -107,21 +111,16 @@ class Limits:
         """An image file's bytes as an RGB image; of a large one, a smaller copy.
 
         Raises:
-            Refused: it is too large in bytes or pixels, damaged, or no image.
+            Refused: it is too large in bytes or pixels, too thin, damaged, or no image.
         """
         self._check_bytes(len(data))
         try:
-            with self._decoding:
-                image = decode_image(
-                    data, max_pixels=self.config.max_pixels, draft_size=_SHORT_SIDE
+            with self.decoding:
+                return _shrunk(
+                    decode_image(data, max_pixels=self.config.max_pixels, draft_size=_SHORT_SIDE)
                 )
         except ContentFault as fault:
             raise Refused(f"The image cannot be used: {fault}. Choose another file.") from fault
-        shrink = _SHORT_SIDE / min(image.size)
-        if shrink < 1:
-            width, height = (max(round(side * shrink), 1) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        return image
 
     def _check_bytes(self, size: int) -> None:
         try:
@@ -129,3 +128,11 @@ class Limits:
         except ContentFault as fault:
             message = f"The image cannot be used: {fault}. Choose a smaller file."
             raise Refused(message, HTTPStatus.REQUEST_ENTITY_TOO_LARGE) from fault
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    shrink = _SHORT_SIDE / min(image.size)
+    if shrink >= 1:
+        return image
+    width, height = (max(round(side * shrink), 1) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)

@@ -72,7 +72,8 @@ class ChatModel:
         """(3, H, W) of an image that the limits let in; raises Refused where it sees none."""
         if self.transform is None:
             raise Refused(f"{self.name} sees no images; ask it without one.")
-        return self.transform(image)
+        with self.limits.decoding:
+            return self.transform(image)
 
     def put(self, asked: Asked) -> Answer:
         """Has a question answered in its turn.
