@@ -105,6 +105,8 @@ class ChatModel:
             if new[-1] in self.ends:
                 over = END
                 break
+        if asked.kept_as is not None:
+            self._kept[asked.kept_as] = row
         self._say(answer, new, whole=True)
         asked.remember(answer.text, tuple(new) if over == END else ())
         answer.over = over
@@ -127,19 +129,18 @@ class ChatModel:
 
     @torch.no_grad()
     def _row(self, asked: Asked) -> CachedRow:
+        """Taken out of what is kept: a pass that fails leaves a row that cannot be gone on from."""
         row = None if asked.kept_as is None else self._kept.pop(asked.kept_as, None)
-        if row is None:
-            model = self.models[asked.image is not None]
-            embeds = None
-            if asked.image is not None:
-                weight = next(model.st.parameters())
-                embeds = model.image_embeddings(asked.image[None].to(weight.device, weight.dtype))
-            row = CachedRow(model, embeds)
-        if asked.kept_as is not None:
-            self._kept[asked.kept_as] = row
-            if len(self._kept) > self.limits.config.cached:
-                self._kept.popitem(last=False)
-        return row
+        if row is not None:
+            return row
+        if asked.kept_as is not None and len(self._kept) >= self.limits.config.cached:
+            self._kept.popitem(last=False)
+        model = self.models[asked.image is not None]
+        if asked.image is None:
+            return CachedRow(model, None)
+        weight = next(model.st.parameters())
+        image = asked.image[None].to(weight.device, weight.dtype)
+        return CachedRow(model, model.image_embeddings(image))
 
     def _say(self, answer: Answer, new: Sequence[int], *, whole: bool = False) -> None:
         text = str(self.tokenizer.decode(list(new), skip_special_tokens=True)).lstrip()
