@@ -6,7 +6,7 @@ no lock: everything here but `picture` runs at the model's desk.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,8 +37,7 @@ class Asked:
 
     Attributes: said: as `ConversationRows.prompt` takes it; image: (3, H, W), from
     `ChatModel.picture`; kept_as: whose keys and values these are; None keeps none (a conversation
-    and its image have one such name); remember: gets the answer's text and its tokens, none where
-    it did not come to its end, before anybody can see that it is over.
+    and its image have one such name).
     """
 
     conversation: Conversation
@@ -46,7 +45,6 @@ class Asked:
     said: Sequence[Sequence[int]] = ()
     image: Tensor | None = None
     kept_as: Hashable | None = None
-    remember: Callable[[str, tuple[int, ...]], None] = lambda text, said: None
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class ChatModel:
         if asked.kept_as is not None:
             self._kept[asked.kept_as] = row
         self._say(answer, new, whole=True)
-        asked.remember(answer.text, tuple(new) if over == END else ())
+        answer.said = tuple(new) if over == END else ()
         answer.over = over
 
     def _prompt(self, asked: Asked, answer: Answer) -> list[int]:

@@ -174,7 +174,7 @@ def _wire(parts: _Parts) -> None:
 def _ask(text: str, visit: Visit | None, *chosen: float) -> Iterator[list[Any]]:
     here = _known(visit)
     for left, said in here.ask(text, _sampling(chosen)):
-        yield [left, *_shown(here), said]
+        yield [gr.skip() if left is None else left, *_shown(here), said]
 
 
 def _retry(visit: Visit | None, *chosen: float) -> Iterator[list[Any]]:

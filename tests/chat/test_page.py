@@ -147,8 +147,27 @@ def test_what_cannot_be_answered_is_said_and_stays_to_be_corrected(page: Page) -
     assert page.input_value("#question textarea") == "x" * 400
     page.click("#retry")
     wait_for_remark(page, "ask something first")
+    long = "\N{PILE OF POO}" * 200  # for the model, not for the page
+    ask(page, long)
+    wait_for_remark(page, "eim: The message is too long")
+    wait_for_remark(page, "baseline: The message is too long")
+    page.wait_for_function(
+        "text => document.querySelector('#question textarea').value === text", arg=long
+    )
     ask(page, "Who?")
     wait_for_answers(page)
+
+
+def test_what_is_typed_while_an_answer_grows_stays(page: Page, pace: Pace) -> None:
+    pace.seconds = 0.1
+    ask(page, "Who?")
+    wait_for_answers(page)
+    page.fill("#question textarea", "And then")
+    before = answer(page, 0)
+    pace.seconds = 0.0
+    wait_for_remark(page, "cut at the most tokens")
+    assert whole_answer(page, 0) != before
+    assert page.input_value("#question textarea") == "And then"
 
 
 def test_visitors_do_not_see_each_other(page: Page, browser: Browser, url: str) -> None:
