@@ -1,11 +1,12 @@
 """A question goes to both models or to none, so that their conversations stay the same."""
 
 import threading
+import time
 from dataclasses import replace
 
 import pytest
 
-from pipeline.chat.desk import Answer, Desk, follow
+from pipeline.chat.desk import Answer, Desk, Work, follow
 from pipeline.chat.limits import Refused
 from pipeline.chat.side_by_side import SideBySide
 from tests.chat.conftest import GREEDY, Pace
@@ -22,11 +23,21 @@ def questions(both: SideBySide) -> list[list[str]]:
     return [[m["content"] for m in each.messages if m["role"] == "user"] for each in both.sessions]
 
 
+class Hesitant(Desk):
+    """Takes its time before it takes a question, or refuses it."""
+
+    seconds = 0.0
+
+    def put(self, work: Work) -> Answer:
+        time.sleep(self.seconds)
+        return super().put(work)
+
+
 class Blocked:
     """A desk at which somebody else's question takes its time."""
 
     def __init__(self, waiting: int) -> None:
-        self.desk, self._begun, self.go = Desk(waiting), threading.Event(), threading.Event()
+        self.desk, self._begun, self.go = Hesitant(waiting), threading.Event(), threading.Event()
         self.desk.put(self._slow)
         assert self._begun.wait(10)
 
@@ -64,6 +75,7 @@ def test_where_one_desk_is_full_no_model_is_asked(models) -> None:
     blocked = Blocked(waiting=1)
     both.sessions[1].model = replace(models[1], desk=blocked.desk)
     blocked.desk.put(lambda answer: None)
+    blocked.desk.seconds = 1.0  # the other model has answered by then
     for again in (lambda: both.ask("Why?", GREEDY), lambda: both.retry(GREEDY)):
         with pytest.raises(Refused, match="busy"):
             again()
@@ -84,7 +96,10 @@ def test_an_image_that_one_model_cannot_see_is_shown_to_none(models) -> None:
 
 def test_two_clicks_at_once_ask_one_question(models, pace: Pace) -> None:
     pace.seconds = 0.02
-    both, start, taken = SideBySide(models), threading.Barrier(8), []
+    desk = Hesitant(20)
+    desk.seconds = 0.05
+    both = SideBySide([replace(models[0], desk=desk), models[1]])
+    start, taken = threading.Barrier(8), []
 
     def click(number: int) -> None:
         start.wait()
