@@ -18,6 +18,7 @@ from pipeline.data.images import check_bytes, decode_image
 
 _SHORT_SIDE = 512  # pixels at least that are kept of a larger image: no tower sees more
 _HISTORY = 10  # characters of a conversation, in `max_characters`
+_LEAST_TEMPERATURE = 0.01  # logits are divided by it; much less and they are no numbers any more
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -62,9 +63,14 @@ class Limits:
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Raises Refused for settings that nothing can be chosen by, or for too long an answer."""
-        longest = self.config.max_new_tokens
+        longest, heat = self.config.max_new_tokens, sampling.temperature
         for name, value, fits, wanted in (
-            ("temperature", sampling.temperature, 0 <= sampling.temperature <= 10, "0 to 10"),
+            (
+                "temperature",
+                heat,
+                heat == 0 or _LEAST_TEMPERATURE <= heat <= 10,
+                f"0, or {_LEAST_TEMPERATURE} to 10",
+            ),
             ("top_p", sampling.top_p, 0 < sampling.top_p <= 1, "above 0 and up to 1"),
             ("seed", sampling.seed, 0 <= sampling.seed <= _LARGEST_SEED, "0 or more"),
             (
@@ -78,7 +84,9 @@ class Limits:
                 raise Refused(f"{name} is {value:g}; it can be {wanted}")
 
     def check(self, conversation: Conversation) -> None:
-        """Raises Refused for a last question that is empty or too long, or for too long a talk."""
+        """Raises Refused for a last question that is empty or too long, or a talk that is no text
+        or too long.
+        """
         question, most = conversation.exchanges[-1].question, self.config.max_characters
         if not question.strip():
             raise Refused("The message is empty; write a question.")
@@ -88,7 +96,12 @@ class Limits:
                 "Shorten it.",
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             )
-        whole = sum(len(each["content"]) for each in conversation.messages())
+        texts = [each["content"] for each in conversation.messages()]
+        if not all(map(_is_text, texts)):
+            raise Refused(
+                "The message holds half of a character (a lone surrogate); remove or repair it."
+            )
+        whole = sum(map(len, texts))
         if whole > _HISTORY * most:
             raise Refused(
                 f"The conversation has {whole:,} characters; up to {_HISTORY * most:,} are read. "
@@ -128,6 +141,15 @@ class Limits:
         except ContentFault as fault:
             message = f"The image cannot be used: {fault}. Choose a smaller file."
             raise Refused(message, HTTPStatus.REQUEST_ENTITY_TOO_LARGE) from fault
+
+
+def _is_text(text: str) -> bool:
+    """Whether it has a UTF-8 form, which tokenizers and files need."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shrunk(image: Image.Image) -> Image.Image:

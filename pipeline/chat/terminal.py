@@ -6,6 +6,7 @@ Reads and writes plain text streams, so that it can be used through a pipe too.
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -36,6 +37,9 @@ class Terminal:
     def __init__(
         self, models: Sequence[ChatModel], out: TextIO, lines: TextIO, presence: Presence
     ) -> None:
+        for each in (lines, out):
+            if isinstance(each, TextIOWrapper):  # a byte that is no text must not end the talk
+                each.reconfigure(errors="replace")
         self._models, self._out, self._presence = models, out, presence
         self._talks = SideBySide(models)
         self._sampling = Sampling.of(models[0].limits.config)
@@ -60,7 +64,7 @@ class Terminal:
     def _obey(self, line: str) -> None:
         command, _, rest = line.partition(" ")
         if command == "/image":
-            image = self._models[0].limits.open_file(Path(rest.strip()).expanduser())
+            image = self._models[0].limits.open_file(_path(rest.strip()))
             self._talks.show(image)
         elif command == "/clear":
             self._talks.clear()
@@ -132,3 +136,11 @@ class Terminal:
     def _write(self, text: str) -> None:
         self._out.write(text)
         self._out.flush()
+
+
+def _path(text: str) -> Path:
+    """A path as a shell reads it; raises Refused for the home of nobody."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise Refused(f"{text}: there is no such home folder; name an image file.") from error

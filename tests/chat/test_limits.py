@@ -57,6 +57,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     [
         ((-1, 1, 5, 0), "temperature is -1"),
         ((float("nan"), 1, 5, 0), "temperature is nan"),
+        ((1e-40, 1, 5, 0), "temperature is 1e-40; it can be 0, or 0.01 to 10"),
         ((1, 0, 5, 0), "top_p is 0"),
         ((1, 1, 10, 0), "1 to 9 tokens"),
         ((1, 1, 0, 0), "1 to 9 tokens"),
@@ -67,4 +68,5 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 def test_settings_by_which_nothing_can_be_chosen_are_refused(values, reason: str) -> None:
     with pytest.raises(Refused, match=reason):
         LIMITS.check_sampling(Sampling(*values))
-    LIMITS.check_sampling(Sampling(1.0, 1.0, 9, 0))
+    for temperature in (0, 0.01, 1.0):
+        LIMITS.check_sampling(Sampling(temperature, 1.0, 9, 0))

@@ -160,6 +160,7 @@ def test_a_conversation_that_is_too_long_loses_its_beginning_and_says_so(models)
         (" \n ", "empty"),
         ("x" * 301, "301 characters; up to 300"),
         ("\N{PILE OF POO}" * 200, "too long for eim"),
+        ("Who? \ud800", "half of a character"),
     ],
 )
 def test_a_question_that_cannot_be_answered_is_refused_in_words(models, text, reason) -> None:

@@ -27,6 +27,7 @@ def test_questions_are_answered_and_mistakes_are_named(models, tmp_path: Path) -
         "Who?",
         f"/image {tmp_path}/text.png",
         "/set heat=2",
+        "/set temperature=1e-40",
         f"/image {tmp_path}/a picture.png",
         "Who?",
         "/retry",
@@ -37,7 +38,19 @@ def test_questions_are_answered_and_mistakes_are_named(models, tmp_path: Path) -
     said = [line for line in asked.splitlines() if "[eim]" in line]
     assert said[0].split("[eim]")[1] != said[1].split("[eim]")[1] == said[2].split("[eim]")[1]
     assert "undecodable image" in asked and "heat=2: set temperature, top_p" in asked
+    assert "temperature is 1e-40; it can be 0, or 0.01 to 10" in asked
     assert "never read" not in asked
+
+
+def test_the_home_of_nobody_and_bytes_that_are_no_text_do_not_end_the_talk(models) -> None:
+    typed = io.TextIOWrapper(io.BytesIO(b"/image ~nobody-here/a.png\n/image \xff.png\nWho?\n"))
+    written = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Terminal(models[:1], written, typed, Presence()).run()
+    written.seek(0)
+    found = written.read().splitlines()
+    assert "> ~nobody-here/a.png: there is no such home folder; name an image file." in found
+    assert "> ?.png is no file; name an image file." in found
+    assert "[cut" in found[-2]  # before the last prompt
 
 
 def test_why_one_model_gives_no_answer_is_said_and_the_other_goes_on(models) -> None:
