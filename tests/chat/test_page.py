@@ -112,6 +112,23 @@ def test_ask_watch_stop_retry_and_clear(page: Page, pace: Pace) -> None:
     expect(page.locator("#talk0 .message")).to_have_count(0, timeout=SECONDS)
 
 
+def test_what_is_copied_is_what_was_said(page: Page) -> None:
+    said = "<b>&</b> &lt;\n   x  *c*\t$$x$$ <img src=x onerror='document.title=1'>"
+    title = page.title()
+    ask(page, said)
+    wait_for_remark(page, "cut at the most tokens")
+    for index in (0, 1):
+        whole_answer(page, index)  # until then the page draws anew what is marked
+        # As a mouse would mark it; a button that copies would bypass this.
+        marked = page.locator(f"#talk{index} .user.message").evaluate(
+            "node => { getSelection().selectAllChildren(node); return getSelection().toString(); }"
+        )
+        assert marked == said
+        assert page.locator(f"#talk{index} button[aria-label*=Copy]").count() == 0
+        assert page.locator(f"#talk{index} .user.message :is(b, img)").count() == 0
+    assert page.title() == title
+
+
 def test_an_image_is_shown_and_asked_about_and_a_wrong_file_is_named(
     page: Page, tmp_path: Path
 ) -> None:
