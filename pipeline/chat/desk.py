@@ -5,9 +5,9 @@ goes away, or stops reading, keeps a model from the others. Knows nothing of mod
 """
 
 import logging
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 
@@ -24,25 +24,43 @@ class Answer:
     """An answer under way: its text so far, whether it is over and why.
 
     Attributes: text: grows at its end alone; tokens: (of the prompt, of the answer); over: END,
-    LENGTH, TIME or STOPPED; None while it may grow; note: what the reader should know beside it.
+    LENGTH, TIME or STOPPED; None while it may grow; note: what the reader should know beside it;
+    said: the tokens of `text`, none where it did not come to its end.
     """
 
     def __init__(self) -> None:
         self.text = ""
         self.note = ""
         self.tokens = (0, 0)
+        self.said: tuple[int, ...] = ()
         self.over: str | None = None
         self._refusal: Refused | None = None
         self._stopped = threading.Event()
+        self._begun = False
+        self._beginning = threading.Lock()
 
     @property
     def stopped(self) -> bool:
         """Whether somebody wants it to end."""
         return self._stopped.is_set()
 
+    @property
+    def given(self) -> bool:
+        """Whether it is over and there is one: not refused, nor stopped before it began."""
+        return self.over is not None and self._refusal is None and self.tokens[1] > 0
+
+    def begin(self) -> bool:
+        """Whether it may begin: nobody has stopped it."""
+        with self._beginning:
+            self._begun = not self.stopped
+            return self._begun
+
     def stop(self) -> None:
         """It ends after the token under way, or at once where it has not begun."""
-        self._stopped.set()
+        with self._beginning:
+            self._stopped.set()
+            if not self._begun:
+                self.over = STOPPED
 
     def refuse(self, refusal: Refused) -> None:
         """Ends it: whoever reads it next gets `refusal`."""
@@ -86,7 +104,10 @@ class Desk:
     """
 
     def __init__(self, waiting: int) -> None:
-        self._waiting: queue.Queue[tuple[Answer, Work] | None] = queue.Queue(waiting)
+        self._most = waiting
+        self._waiting: deque[tuple[Answer, Work]] = deque()
+        self._closed = False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
         self._thread.start()
 
@@ -97,26 +118,36 @@ class Desk:
             Refused: too many wait already.
         """
         answer = Answer()
-        try:
-            self._waiting.put_nowait((answer, work))
-        except queue.Full:
-            raise Refused(
-                f"The model is busy: {self._waiting.maxsize} questions wait already. "
-                "Ask again in a moment.",
-                HTTPStatus.SERVICE_UNAVAILABLE,
-            ) from None
+        with self._changed:
+            # Those that were stopped while they waited keep nobody out.
+            self._waiting = deque(each for each in self._waiting if not each[0].stopped)
+            if len(self._waiting) >= self._most:
+                raise Refused(
+                    f"The model is busy: {self._most} questions wait already. "
+                    "Ask again in a moment.",
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                )
+            self._waiting.append((answer, work))
+            self._changed.notify()
         return answer
 
     def close(self) -> None:
         """Answers what waits, and ends."""
-        self._waiting.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         self._thread.join()
 
+    def _next(self) -> tuple[Answer, Work] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            return self._waiting.popleft() if self._waiting else None
+
     def _run(self) -> None:
-        while (job := self._waiting.get()) is not None:
+        while (job := self._next()) is not None:
             answer, work = job
             try:
-                if not answer.stopped:
+                if answer.begin():
                     work(answer)
             except Refused as refusal:
                 answer.refuse(refusal)

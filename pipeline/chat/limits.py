@@ -18,6 +18,7 @@ from pipeline.data.images import check_bytes, decode_image
 
 _SHORT_SIDE = 512  # pixels at least that are kept of a larger image: no tower sees more
 _HISTORY = 10  # characters of a conversation, in `max_characters`
+_LEAST_TEMPERATURE = 0.01  # logits are divided by it; much less and they are no numbers any more
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -46,10 +47,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one server, as the recipe sets them. One image at a time is decoded."""
+    """Of one server, as the recipe sets them.
+
+    Attributes: decoding: held by who decodes or scales an image, which takes many times the memory
+    of its file: one image at a time.
+    """
 
     config: ChatConfig
-    _decoding: threading.Lock
+    decoding: threading.Lock
 
     @classmethod
     def of(cls, config: ChatConfig) -> "Limits":
@@ -58,9 +63,14 @@ class Limits:
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Raises Refused for settings that nothing can be chosen by, or for too long an answer."""
-        longest = self.config.max_new_tokens
+        longest, heat = self.config.max_new_tokens, sampling.temperature
         for name, value, fits, wanted in (
-            ("temperature", sampling.temperature, 0 <= sampling.temperature <= 10, "0 to 10"),
+            (
+                "temperature",
+                heat,
+                heat == 0 or _LEAST_TEMPERATURE <= heat <= 10,
+                f"0, or {_LEAST_TEMPERATURE} to 10",
+            ),
             ("top_p", sampling.top_p, 0 < sampling.top_p <= 1, "above 0 and up to 1"),
             ("seed", sampling.seed, 0 <= sampling.seed <= _LARGEST_SEED, "0 or more"),
             (
@@ -74,7 +84,9 @@ class Limits:
                 raise Refused(f"{name} is {value:g}; it can be {wanted}")
 
     def check(self, conversation: Conversation) -> None:
-        """Raises Refused for a last question that is empty or too long, or for too long a talk."""
+        """Raises Refused for a last question that is empty or too long, or a talk that is no text
+        or too long.
+        """
         question, most = conversation.exchanges[-1].question, self.config.max_characters
         if not question.strip():
             raise Refused("The message is empty; write a question.")
@@ -84,7 +96,12 @@ class Limits:
                 "Shorten it.",
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             )
-        whole = sum(len(each["content"]) for each in conversation.messages())
+        texts = [each["content"] for each in conversation.messages()]
+        if not all(map(_is_text, texts)):
+            raise Refused(
+                "The message holds half of a character (a lone surrogate); remove or repair it."
+            )
+        whole = sum(map(len, texts))
         if whole > _HISTORY * most:
             raise Refused(
                 f"The conversation has {whole:,} characters; up to {_HISTORY * most:,} are read. "
@@ -107,21 +124,16 @@ class Limits:
         """An image file's bytes as an RGB image; of a large one, a smaller copy.
 
         Raises:
-            Refused: it is too large in bytes or pixels, damaged, or no image.
+            Refused: it is too large in bytes or pixels, too thin, damaged, or no image.
         """
         self._check_bytes(len(data))
         try:
-            with self._decoding:
-                image = decode_image(
-                    data, max_pixels=self.config.max_pixels, draft_size=_SHORT_SIDE
+            with self.decoding:
+                return _shrunk(
+                    decode_image(data, max_pixels=self.config.max_pixels, draft_size=_SHORT_SIDE)
                 )
         except ContentFault as fault:
             raise Refused(f"The image cannot be used: {fault}. Choose another file.") from fault
-        shrink = _SHORT_SIDE / min(image.size)
-        if shrink < 1:
-            width, height = (max(round(side * shrink), 1) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        return image
 
     def _check_bytes(self, size: int) -> None:
         try:
@@ -129,3 +141,20 @@ class Limits:
         except ContentFault as fault:
             message = f"The image cannot be used: {fault}. Choose a smaller file."
             raise Refused(message, HTTPStatus.REQUEST_ENTITY_TOO_LARGE) from fault
+
+
+def _is_text(text: str) -> bool:
+    """Whether it has a UTF-8 form, which tokenizers and files need."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    shrink = _SHORT_SIDE / min(image.size)
+    if shrink >= 1:
+        return image
+    width, height = (max(round(side * shrink), 1) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)

@@ -6,7 +6,7 @@ no lock: everything here but `picture` runs at the model's desk.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,8 +37,7 @@ class Asked:
 
     Attributes: said: as `ConversationRows.prompt` takes it; image: (3, H, W), from
     `ChatModel.picture`; kept_as: whose keys and values these are; None keeps none (a conversation
-    and its image have one such name); remember: gets the answer's text and its tokens, none where
-    it did not come to its end, before anybody can see that it is over.
+    and its image have one such name).
     """
 
     conversation: Conversation
@@ -46,7 +45,6 @@ class Asked:
     said: Sequence[Sequence[int]] = ()
     image: Tensor | None = None
     kept_as: Hashable | None = None
-    remember: Callable[[str, tuple[int, ...]], None] = lambda text, said: None
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,8 @@ class ChatModel:
         """(3, H, W) of an image that the limits let in; raises Refused where it sees none."""
         if self.transform is None:
             raise Refused(f"{self.name} sees no images; ask it without one.")
-        return self.transform(image)
+        with self.limits.decoding:
+            return self.transform(image)
 
     def put(self, asked: Asked) -> Answer:
         """Has a question answered in its turn.
@@ -104,8 +103,10 @@ class ChatModel:
             if new[-1] in self.ends:
                 over = END
                 break
+        if asked.kept_as is not None:
+            self._kept[asked.kept_as] = row
         self._say(answer, new, whole=True)
-        asked.remember(answer.text, tuple(new) if over == END else ())
+        answer.said = tuple(new) if over == END else ()
         answer.over = over
 
     def _prompt(self, asked: Asked, answer: Answer) -> list[int]:
@@ -129,19 +130,18 @@ class ChatModel:
 
     @torch.no_grad()
     def _row(self, asked: Asked) -> CachedRow:
+        """Taken out of what is kept: a pass that fails leaves a row that cannot be gone on from."""
         row = None if asked.kept_as is None else self._kept.pop(asked.kept_as, None)
-        if row is None:
-            model = self.models[asked.image is not None]
-            embeds = None
-            if asked.image is not None:
-                weight = next(model.st.parameters())
-                embeds = model.image_embeddings(asked.image[None].to(weight.device, weight.dtype))
-            row = CachedRow(model, embeds)
-        if asked.kept_as is not None:
-            self._kept[asked.kept_as] = row
-            if len(self._kept) > self.limits.config.cached:
-                self._kept.popitem(last=False)
-        return row
+        if row is not None:
+            return row
+        if asked.kept_as is not None and len(self._kept) >= self.limits.config.cached:
+            self._kept.popitem(last=False)
+        model = self.models[asked.image is not None]
+        if asked.image is None:
+            return CachedRow(model, None)
+        weight = next(model.st.parameters())
+        image = asked.image[None].to(weight.device, weight.dtype)
+        return CachedRow(model, model.image_embeddings(image))
 
     def _say(self, answer: Answer, new: Sequence[int], *, whole: bool = False) -> None:
         text = str(self.tokenizer.decode(list(new), skip_special_tokens=True)).lstrip()

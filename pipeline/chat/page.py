@@ -32,6 +32,7 @@ _QUIETLY: Mapping[str, Any] = MappingProxyType(
 _CSS = """
 .gradio-container { width: 100%; max-width: 1360px !important; margin: 0 auto !important; }
 #image img { object-fit: contain; }
+.message-content .md { white-space: pre-wrap; }
 #status, #status * { border: none !important; box-shadow: none !important; }
 #status textarea { background: none !important; padding: 0 4px; }
 footer { display: none !important; }
@@ -174,7 +175,7 @@ def _wire(parts: _Parts) -> None:
 def _ask(text: str, visit: Visit | None, *chosen: float) -> Iterator[list[Any]]:
     here = _known(visit)
     for left, said in here.ask(text, _sampling(chosen)):
-        yield [left, *_shown(here), said]
+        yield [gr.skip() if left is None else left, *_shown(here), said]
 
 
 def _retry(visit: Visit | None, *chosen: float) -> Iterator[list[Any]]:
@@ -207,9 +208,14 @@ def _stop(visit: Visit | None) -> None:
 def _shown(visit: Visit) -> list[list[Message]]:
     """The conversations by model. Gradio takes texts for HTML even where it renders no Markdown."""
     return [
-        [{**each, "content": html.escape(each["content"], quote=False)} for each in messages]
+        [{**each, "content": _as_html(each["content"])} for each in messages]
         for messages in visit.messages()
     ]
+
+
+def _as_html(text: str) -> str:
+    # Gradio dedents texts of several lines and widens tabs; so it gets one line without any.
+    return html.escape(text, quote=False).replace("\n", "&#10;").replace("\t", "&#9;")
 
 
 def _known(visit: Visit | None) -> Visit:
@@ -225,7 +231,8 @@ def _talk(model: ChatModel, index: int) -> gr.Chatbot:
         min_width=280,
         elem_id=f"talk{index}",
         render_markdown=False,
-        buttons=["copy"],
+        latex_delimiters=[],  # else it is rendered all the same
+        buttons=[],  # Gradio's copy button would copy the escapes of `_shown`
         feedback_options=None,
         placeholder=f"{model.name} is listening",
     )

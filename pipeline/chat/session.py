@@ -14,13 +14,7 @@ from pipeline.chat.limits import Refused, Sampling
 from pipeline.chat.model import Asked, ChatModel
 from pipeline.data.conversations import Conversation, Exchange, Message
 
-
-@dataclass(eq=False)
-class _Talk:
-    """A conversation about one image, or none; its identity names its keys and values."""
-
-    image: Tensor | None = None
-    turns: list[tuple[Exchange, tuple[int, ...]]] = field(default_factory=list)
+_Turn = tuple[Exchange, tuple[int, ...]]  # the answer's tokens, as `Answer.said`
 
 
 @dataclass(frozen=True)
@@ -32,36 +26,71 @@ class _Question:
     attempt: int = 0
 
 
+@dataclass(frozen=True)
+class _Talk:
+    """A conversation. Never changed in place: who takes a question back takes the one before.
+
+    Attributes: image: (3, H, W); name: of its keys and values; before: what was said when the last
+    question was put, which may be asked anew from an earlier place.
+    """
+
+    image: Tensor | None = None
+    name: object = field(default_factory=object)
+    before: tuple[_Turn, ...] = ()
+    question: _Question | None = None
+    answer: Answer | None = None
+
+    @property
+    def turns(self) -> tuple[_Turn, ...]:
+        """What was said; an answer that was refused, or never began, leaves it as it was."""
+        if self.question is None or self.answer is None or not self.answer.given:
+            return self.before
+        last = (Exchange(self.question.text, self.answer.text), self.answer.said)
+        return (*self.before[: self.question.turns], last)
+
+
 class Session:
     """A conversation that can be asked on, asked again, and started anew."""
 
     def __init__(self, model: ChatModel) -> None:
         self.model = model
-        self._talk = _Talk()
-        self._question: _Question | None = None
-        self._answer: Answer | None = None
+        self._talk = self._last = _Talk()
 
     @property
     def messages(self) -> list[Message]:
         """All that was said and is being said, as pages and chat templates want it."""
-        exchanges = [exchange for exchange, _ in self._talk.turns]
-        if self._question and self._answer and self._answer.over is None:
-            now = Exchange(self._question.text, self._answer.text)
-            exchanges = [*exchanges[: self._question.turns], now]
-        return Conversation(tuple(exchanges)).messages()
+        talk = self._talk
+        if talk.question and talk.answer and talk.answer.over is None:
+            now = Exchange(talk.question.text, talk.answer.text)
+            said = [each for each, _ in talk.before[: talk.question.turns]]
+            return Conversation((*said, now)).messages()
+        return Conversation(tuple(each for each, _ in talk.turns)).messages()
+
+    @property
+    def unanswered(self) -> str:
+        """The last question, where its answer is over and none was given; else ""."""
+        talk = self._talk
+        if talk.question is None or talk.answer is None or talk.answer.over is None:
+            return ""
+        return "" if talk.answer.given else talk.question.text
 
     def show(self, image: Image.Image | None) -> None:
         """Starts a new conversation, about an image; raises Refused where the model sees none."""
-        self._start(None if image is None else self.model.picture(image))
+        self.start(None if image is None else self.model.picture(image))
+
+    def start(self, picture: Tensor | None) -> None:
+        """Starts a new conversation, about what `ChatModel.picture` made of an image, (3, H, W)."""
+        self.stop()
+        self._talk = self._last = _Talk(picture)
 
     def clear(self) -> None:
         """Starts a new conversation about the same image."""
-        self._start(self._talk.image)
+        self.start(self._talk.image)
 
     def stop(self) -> None:
         """Ends the answer under way; what there is of it stays."""
-        if self._answer is not None:
-            self._answer.stop()
+        if self._talk.answer is not None:
+            self._talk.answer.stop()
 
     def ask(self, text: str, sampling: Sampling) -> Answer:
         """Has the next question answered.
@@ -77,31 +106,30 @@ class Session:
         Raises:
             Refused: as `ask`, or nothing was asked yet.
         """
-        if self._question is None:
+        if self._talk.question is None:
             raise Refused("There is no answer to try again; ask something first.")
-        question = replace(self._question, attempt=self._question.attempt + 1)
+        question = replace(self._talk.question, attempt=self._talk.question.attempt + 1)
         return self._put(question, replace(sampling, seed=sampling.seed + question.attempt))
 
-    def _start(self, image: Tensor | None) -> None:
+    def take_back(self) -> None:
+        """Makes the last question unasked: all is as before it was put, whatever came of it."""
         self.stop()
-        self._talk, self._question, self._answer = _Talk(image), None, None
+        self._talk = self._last
 
     def _put(self, question: _Question, sampling: Sampling) -> Answer:
-        if self._answer is not None and self._answer.over is None:
-            raise Refused("An answer is under way; wait for its end, or stop it.")
         talk = self._talk
-        before = talk.turns[: question.turns]
-
-        def remember(text: str, said: tuple[int, ...]) -> None:
-            talk.turns[question.turns :] = [(Exchange(question.text, text), said)]
-
+        if talk.answer is not None and talk.answer.over is None:
+            raise Refused("An answer is under way; wait for its end, or stop it.")
+        turns = talk.turns
+        before = turns[: question.turns]
         asked = Asked(
             Conversation((*(each for each, _ in before), Exchange(question.text))),
             sampling,
             said=[said for _, said in before],
             image=talk.image,
-            kept_as=talk,
-            remember=remember,
+            kept_as=talk.name,
         )
-        self._answer, self._question = self.model.put(asked), question
-        return self._answer
+        answer = self.model.put(asked)
+        self._last = talk
+        self._talk = replace(talk, before=turns, question=question, answer=answer)
+        return answer

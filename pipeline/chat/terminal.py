@@ -6,13 +6,14 @@ Reads and writes plain text streams, so that it can be used through a pipe too.
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
 from pipeline.chat.desk import LENGTH, STOPPED, TIME, Answer, follow
 from pipeline.chat.limits import Refused, Sampling
 from pipeline.chat.model import ChatModel
-from pipeline.chat.session import Session
+from pipeline.chat.side_by_side import SideBySide
 from pipeline.presence import Presence
 
 HELP = (
@@ -36,8 +37,11 @@ class Terminal:
     def __init__(
         self, models: Sequence[ChatModel], out: TextIO, lines: TextIO, presence: Presence
     ) -> None:
+        for each in (lines, out):
+            if isinstance(each, TextIOWrapper):  # a byte that is no text must not end the talk
+                each.reconfigure(errors="replace")
         self._models, self._out, self._presence = models, out, presence
-        self._sessions = [Session(each) for each in models]
+        self._talks = SideBySide(models)
         self._sampling = Sampling.of(models[0].limits.config)
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._enter = threading.Event()  # an empty line came
@@ -60,24 +64,22 @@ class Terminal:
     def _obey(self, line: str) -> None:
         command, _, rest = line.partition(" ")
         if command == "/image":
-            image = self._models[0].limits.open_file(Path(rest.strip()).expanduser())
-            for session in self._sessions:
-                session.show(image)
+            image = self._models[0].limits.open_file(_path(rest.strip()))
+            self._talks.show(image)
         elif command == "/clear":
-            for session in self._sessions:
-                session.clear()
+            self._talks.clear()
         elif command == "/set":
             self._sampling = self._changed(rest)
             self._write(f"{self._sampling}\n")
         elif command == "/retry":
-            self._tell([each.retry(self._sampling) for each in self._sessions])
+            self._tell(self._talks.retry(self._sampling))
         elif command.startswith("/"):
             self._write(f"{HELP}\n")
         else:
-            self._tell([each.ask(line, self._sampling) for each in self._sessions])
+            self._tell(self._talks.ask(line, self._sampling))
 
     def _tell(self, answers: Sequence[Answer]) -> None:
-        """Writes one answer after the other, each as it grows."""
+        """Writes one answer after the other, each as it grows, or why there is none."""
         self._enter.clear()
         for model, answer in zip(self._models, answers, strict=True):
             if len(answers) > 1:
@@ -87,11 +89,14 @@ class Terminal:
                 self._write(answer.text[written:])
                 written = len(answer.text)
                 if self._interrupted():
-                    for each in answers:
-                        each.stop()
-            answer.check()
-            remarks = [_CUT.get(answer.over or "", ""), answer.note]
-            self._write(" ".join(["", *filter(None, remarks)]) + "\n")
+                    self._talks.stop()
+            try:
+                answer.check()
+                remarks = [_CUT.get(answer.over or "", ""), answer.note]
+            except Refused as refusal:
+                remarks = [str(refusal)]
+            said = [""] if written else []
+            self._write(" ".join([*said, *filter(None, remarks)]) + "\n")
 
     def _changed(self, settings: str) -> Sampling:
         values = vars(self._sampling).copy()
@@ -131,3 +136,11 @@ class Terminal:
     def _write(self, text: str) -> None:
         self._out.write(text)
         self._out.flush()
+
+
+def _path(text: str) -> Path:
+    """A path as a shell reads it; raises Refused for the home of nobody."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise Refused(f"{text}: there is no such home folder; name an image file.") from error

@@ -1,6 +1,6 @@
 """From the bytes of an image file to an RGB image, with guards against what the web holds.
 
-It does not trust the bytes: the pixel limit is read from the header before anything is decoded,
+It does not trust the bytes: pixels and shape are read from the header before anything is decoded,
 only plain raster formats are opened (no EPS, which would start Ghostscript), and a damaged file is
 a `ContentFault`, never a half-grey image. Transforms and tensors are not its business.
 """
@@ -16,6 +16,10 @@ from pipeline.data.faults import ContentFault
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")  # of these formats
+
+# Of the longer side to the shorter. Whoever scales the short side up to what a tower sees scales
+# the long side with it: without a limit a file of 250 bytes becomes gigabytes.
+_THINNEST = 100
 
 _MAGIC = {
     b"\xff\xd8\xff": "jpg",
@@ -84,14 +88,12 @@ def decode_image(data: bytes, *, max_pixels: int, draft_size: int | None = None)
         An RGB image; transparency is laid on white, 16-bit and float values are scaled to 8 bits.
 
     Raises:
-        ContentFault: "too many pixels", "truncated image" or "undecodable image".
+        ContentFault: "too many pixels", "too thin" (one side more than 100 times the other),
+            "truncated image" or "undecodable image".
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        pixels = image.width * image.height
-        if pixels > max_pixels:
-            detail = f"{image.width} x {image.height}, more than max_pixels={max_pixels}"
-            raise ContentFault("too many pixels", detail=detail)
+        _check_size(image, max_pixels)
         if draft_size is not None:
             image.draft(None, (draft_size, draft_size))
         _load_whole(image)
@@ -105,6 +107,15 @@ def decode_image(data: bytes, *, max_pixels: int, draft_size: int | None = None)
         truncated = "truncated" in str(error).lower()
         reason = "truncated image" if truncated else "undecodable image"
         raise ContentFault(reason, detail=_one_line(error)) from error
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    shape = f"{image.width} x {image.height}"
+    if image.width * image.height > max_pixels:
+        raise ContentFault("too many pixels", detail=f"{shape}, more than max_pixels={max_pixels}")
+    if max(image.size) > _THINNEST * min(image.size):
+        detail = f"{shape}, one side more than {_THINNEST} times the other"
+        raise ContentFault("too thin", detail=detail)
 
 
 def _one_line(error: Exception) -> str:

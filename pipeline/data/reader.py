@@ -136,7 +136,7 @@ class ShardReader:
         """Decode a record's image to RGB (see `decode_image`), naming the record in a fault.
 
         Raises:
-            ContentFault: too many pixels, truncated or undecodable, or there is none.
+            ContentFault: too many pixels, too thin, truncated or undecodable, or there is none.
         """
         if raw.image is None:
             raise ContentFault("no image", raw.shard, raw.key)

@@ -32,7 +32,7 @@ class CachedRow:
 
     @torch.no_grad()
     def next_logits(self, ids: Sequence[int]) -> Tensor:
-        """Of the token behind a row.
+        """Of the token behind a row. Once it has raised, this row is of no more use.
 
         Args:
             ids: the whole row, IMAGE_SLOT where an embedding of the image goes.

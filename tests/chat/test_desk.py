@@ -38,6 +38,27 @@ def test_answers_come_in_turn_and_a_bounded_number_waits() -> None:
     assert [each.over for each in waiting] == [STOPPED, STOPPED]
 
 
+def test_who_stops_waiting_is_free_at_once_and_takes_no_place() -> None:
+    desk, begun, go = Desk(2), threading.Event(), threading.Event()
+
+    def slow(answer: Answer) -> None:
+        begun.set()
+        go.wait(10)
+
+    slowly = desk.put(slow)
+    assert begun.wait(10)
+    for _ in range(5):
+        answer = desk.put(say("never"))
+        answer.stop()
+        assert answer.over == STOPPED and not answer.given
+    last = desk.put(say("yes"))
+    slowly.stop()
+    assert slowly.over is None  # ends by itself
+    go.set()
+    desk.close()
+    assert last.text == "yes" and answer.text == ""
+
+
 def test_a_question_that_fails_gets_a_message_and_the_next_an_answer() -> None:
     desk = Desk(2)
     failed = desk.put(lambda answer: [][0])

@@ -112,6 +112,23 @@ def test_ask_watch_stop_retry_and_clear(page: Page, pace: Pace) -> None:
     expect(page.locator("#talk0 .message")).to_have_count(0, timeout=SECONDS)
 
 
+def test_what_is_copied_is_what_was_said(page: Page) -> None:
+    said = "<b>&</b> &lt;\n   x  *c*\t$$x$$ <img src=x onerror='document.title=1'>"
+    title = page.title()
+    ask(page, said)
+    wait_for_remark(page, "cut at the most tokens")
+    for index in (0, 1):
+        whole_answer(page, index)  # until then the page draws anew what is marked
+        # As a mouse would mark it; a button that copies would bypass this.
+        marked = page.locator(f"#talk{index} .user.message").evaluate(
+            "node => { getSelection().selectAllChildren(node); return getSelection().toString(); }"
+        )
+        assert marked == said
+        assert page.locator(f"#talk{index} button[aria-label*=Copy]").count() == 0
+        assert page.locator(f"#talk{index} .user.message :is(b, img)").count() == 0
+    assert page.title() == title
+
+
 def test_an_image_is_shown_and_asked_about_and_a_wrong_file_is_named(
     page: Page, tmp_path: Path
 ) -> None:
@@ -147,8 +164,27 @@ def test_what_cannot_be_answered_is_said_and_stays_to_be_corrected(page: Page) -
     assert page.input_value("#question textarea") == "x" * 400
     page.click("#retry")
     wait_for_remark(page, "ask something first")
+    long = "\N{PILE OF POO}" * 200  # for the model, not for the page
+    ask(page, long)
+    wait_for_remark(page, "eim: The message is too long")
+    wait_for_remark(page, "baseline: The message is too long")
+    page.wait_for_function(
+        "text => document.querySelector('#question textarea').value === text", arg=long
+    )
     ask(page, "Who?")
     wait_for_answers(page)
+
+
+def test_what_is_typed_while_an_answer_grows_stays(page: Page, pace: Pace) -> None:
+    pace.seconds = 0.1
+    ask(page, "Who?")
+    wait_for_answers(page)
+    page.fill("#question textarea", "And then")
+    before = answer(page, 0)
+    pace.seconds = 0.0
+    wait_for_remark(page, "cut at the most tokens")
+    assert whole_answer(page, 0) != before
+    assert page.input_value("#question textarea") == "And then"
 
 
 def test_visitors_do_not_see_each_other(page: Page, browser: Browser, url: str) -> None:

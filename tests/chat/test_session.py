@@ -1,6 +1,11 @@
 """A conversation: its turns cost their own tokens, it can be stopped, asked again, started anew."""
 
+<<<<<<< HEAD
 import copy
+=======
+import time
+from concurrent.futures import ThreadPoolExecutor
+>>>>>>> wip-chatcore
 from dataclasses import replace
 
 import pytest
@@ -161,6 +166,7 @@ def test_a_conversation_that_is_too_long_loses_its_beginning_and_says_so(models)
         (" \n ", "empty"),
         ("x" * 301, "301 characters; up to 300"),
         ("\N{PILE OF POO}" * 200, "too long for eim"),
+        ("Who? \ud800", "half of a character"),
     ],
 )
 def test_a_question_that_cannot_be_answered_is_refused_in_words(models, text, reason) -> None:
@@ -192,3 +198,46 @@ def test_the_adapters_are_folded(models) -> None:
         for model in models:
             text, image = model.models
             assert text is not image and text._folded is False and image._folded is True
+
+
+def test_one_image_at_a_time_is_made_ready(models) -> None:
+    """Each takes many times the memory of its file, and anybody may send some."""
+    at_once, most, own = [0], [0], models[0].transform
+
+    def slow(image: Image.Image) -> torch.Tensor:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        time.sleep(0.05)
+        at_once[0] -= 1
+        return own(image)
+
+    model = replace(models[0], transform=slow)
+    with ThreadPoolExecutor(4) as users:
+        assert len(list(users.map(model.picture, [PICTURE] * 4))) == 4
+    assert most == [1]
+
+
+def failing(*_: object) -> None:
+    raise RuntimeError("CUDA out of memory, say")
+
+
+@pytest.mark.parametrize("image", [None, PICTURE])
+def test_after_a_pass_that_failed_half_way_answers_are_those_of_a_new_session(
+    models, image
+) -> None:
+    first, second = ("Who?", "Why?")
+    fresh, session = Session(models[0]), Session(models[0])
+    for each in (fresh, session):
+        each.show(image)
+        finished(each.ask(first, GREEDY))
+    expected = finished(fresh.ask(second, GREEDY)).text
+    last = models[0].models[image is not None].llm.get_output_embeddings()
+    hook = last.register_forward_pre_hook(failing)  # the keys of all blocks are there by then
+    try:
+        with pytest.raises(Refused, match="failed on this question"):
+            finished(session.ask(second, GREEDY))
+    finally:
+        hook.remove()
+    assert [each["content"] for each in session.messages][0::2] == [first]
+    assert finished(session.retry(GREEDY)).text == expected
+    assert finished(session.ask(first, GREEDY)).text == finished(fresh.ask(first, GREEDY)).text

@@ -108,7 +108,7 @@ ODD_BUT_FINE = {
     "palette with transparency": palette(transparency=3),
     "animated GIF": animation(),
     "one pixel": jpeg(size=(1, 1)),
-    "one row": encode(Image.new("RGB", (900, 1)), "PNG"),
+    "one row": encode(Image.new("RGB", (90, 1)), "PNG"),
     "WebP": encode(NOISE, "WEBP"),
     "TIFF": encode(NOISE, "TIFF"),
     "BMP": encode(NOISE, "BMP"),
@@ -136,6 +136,8 @@ BAD_IMAGES = {
     "zero bytes": (b"", "undecodable image"),
     "decompression bomb": (encode(Image.new("1", (4000, 4000)), "PNG"), "too many pixels"),
     "bomb with a broken header": (bomb(), None),
+    "one endless row": (encode(Image.new("1", (60_000, 1)), "PNG"), "too thin"),
+    "one endless column": (encode(Image.new("1", (1, 60_000)), "PNG"), "too thin"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "undecodable image"),
     "pickle named .jpg": (pickle.dumps([1, 2]), "undecodable image"),
 }
