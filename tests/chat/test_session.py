@@ -1,11 +1,8 @@
 """A conversation: its turns cost their own tokens, it can be stopped, asked again, started anew."""
 
-<<<<<<< HEAD
 import copy
-=======
 import time
 from concurrent.futures import ThreadPoolExecutor
->>>>>>> wip-chatcore
 from dataclasses import replace
 
 import pytest
