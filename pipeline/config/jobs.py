@@ -36,7 +36,8 @@ class EvaluateConfig:
     metrics: list[str] = field(
         default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider", "spice"]
     )
-    shown: int = not_negative(500)  # samples in report.html, the worst and some of the best; about 10 kB each
+    # samples in report.html: the worst and some of the best; about 10 kB each
+    shown: int = not_negative(500)
     # folder of SPICE's jars; null = pycocoevalcap's own, if there
     spice_models: str | None = path(None)
 
