@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from pipeline.config import (
+    BASELINE_SUFFIX,
     PHASES,
     Config,
     EncoderAdaptConfig,
@@ -120,7 +121,7 @@ def as_baseline(config: Config, records: int) -> Config:
     )
     return replace(
         config,
-        name=f"{config.name}-baseline",
+        name=config.name + BASELINE_SUFFIX,
         baseline=False,  # done: its recipe says what is off
         llama_adapter=replace(config.llama_adapter, disjoint=False),
         encoder_adapt=replace(config.encoder_adapt, enabled=False),

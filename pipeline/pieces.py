@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from pipeline.config import PHASES, Config
+from pipeline.config import BASELINE_SUFFIX, PHASES, Config
 from pipeline.exports import DETAILS, RECIPE, is_export
 
 EVALUATE = "evaluate"
@@ -20,7 +20,7 @@ _OF_COPIES = {"data": {"stage": None, "cache": None, "cache_gb": 0}}
 
 def run_folder(config: Config) -> Path:
     """Where the run of a recipe lies, or that of its baseline."""
-    return Path(config.runs, config.name + ("-baseline" if config.baseline else ""))
+    return Path(config.runs, config.name + (BASELINE_SUFFIX if config.baseline else ""))
 
 
 def steps_done(config: Config) -> int:

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.config import Config
+from pipeline.config import BASELINE_SUFFIX, Config
 from pipeline.durable import write_text
 from pipeline.errors import ConfigError, UserError
 from pipeline.evaluation.compare import compare
@@ -45,7 +45,7 @@ def beside_baseline(arguments: list[str]) -> str:
             f"there is no run {Path(recipe.runs) / recipe.name}; train one, or give its name=, or "
             "put runs side by side with two or more of them: runs=A,B"
         )
-    return compare(Path(recipe.runs), recipe.name, f"{recipe.name}-baseline")
+    return compare(Path(recipe.runs), recipe.name, recipe.name + BASELINE_SUFFIX)
 
 
 def side_by_side(arguments: list[str]) -> str:

@@ -38,6 +38,7 @@ from pipeline.config.model import (
     STConfig,
 )
 from pipeline.config.phases import (
+    BASELINE_SUFFIX,
     PHASES,
     EncoderAdaptConfig,
     LanguagePhaseConfig,
@@ -48,6 +49,7 @@ from pipeline.config.phases import (
 )
 
 __all__ = [
+    "BASELINE_SUFFIX",
     "PARTS",
     "PHASES",
     "TASKS",

@@ -6,6 +6,8 @@ from pipeline.config.fields import not_negative, one_of, path, positive
 
 PHASES = ("encoder_adapt", "st_align", "llm_tune")
 
+BASELINE_SUFFIX = "-baseline"  # of the name of a run without the EIM measures
+
 
 @dataclass
 class PhaseConfig:

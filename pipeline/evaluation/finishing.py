@@ -13,7 +13,7 @@ from pipeline.callbacks.board import show_results
 from pipeline.config import Config
 from pipeline.durable import write_json
 from pipeline.evaluation.loading import Scoring
-from pipeline.evaluation.report import write_report
+from pipeline.evaluation.report import write_reports
 from pipeline.recipe_values import unusual
 
 SAMPLES, SHEET = 20, "samples.png"
@@ -30,7 +30,7 @@ def output_folder(config: Config) -> Path:
 def finish_evaluation(
     scoring: Scoring, places: Mapping[str, tuple[int, int]], result: dict[str, Any]
 ) -> None:
-    """Writes metrics.json, adds the scores to the run's TensorBoard, and writes report.html.
+    """Writes metrics.json, adds the scores to the run's TensorBoard, and writes the reports.
 
     In this order: what is looked at costs no scores. places: record key -> (shard, record).
     """
@@ -41,4 +41,4 @@ def finish_evaluation(
     scores = {"loss": result["loss"], **result["scores"], **retrieval}
     with Image.open(folder / SHEET) as samples:
         show_results(folder.parents[1], folder.name, unusual(config), scores, samples)
-    write_report(folder, scoring.split, places, config.evaluate.shown)
+    write_reports(folder, scoring.split, places, config.evaluate.shown)

@@ -7,6 +7,7 @@ shards again. Knows no model, and no layout (`pipeline/pages`).
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pipeline.config import BASELINE_SUFFIX
 from pipeline.data.faults import ContentFault
 from pipeline.durable import write_text
 from pipeline.evaluation.curves import read_curves
@@ -28,6 +29,24 @@ _SIDE = 240  # pixels of a thumbnail; about 8 kB each
 Places = Mapping[str, tuple[int, int]]  # record key -> (shard, record)
 
 
+def write_reports(folder: Path, split: Split, places: Places, shown: int) -> None:
+    """Write the report of an evaluation; of a baseline's, also that of the run it stands beside.
+
+    That run may have been evaluated before its baseline was, or beside an older one. Where other
+    samples were scored it is left alone, as its pictures may not be here. Takes and raises what
+    `write_report` does.
+    """
+    write_report(folder, split, places, shown)
+    run = folder.parents[1]
+    if not run.name.endswith(BASELINE_SUFFIX):
+        return
+    beside = run.with_name(run.name.removesuffix(BASELINE_SUFFIX)) / "evaluate" / folder.name
+    own, other = read_evaluation(folder), read_evaluation(beside)
+    assert own is not None
+    if other is not None and other.sampled == own.sampled:
+        write_report(beside, split, places, shown)
+
+
 def write_report(folder: Path, split: Split, places: Places, shown: int) -> Path:
     """Write the report beside the evaluation's other files; returns its path.
 
@@ -43,7 +62,7 @@ def write_report(folder: Path, split: Split, places: Places, shown: int) -> Path
     run = folder.parents[1]
     own = read_evaluation(folder)
     assert own is not None
-    beside = run.with_name(f"{run.name}-baseline")
+    beside = run.with_name(run.name + BASELINE_SUFFIX)
     base = read_evaluation(beside / "evaluate" / folder.name)
     evaluations = {OWN: own} if base is None else {BASELINE: base, OWN: own}
     folders = {BASELINE: beside, OWN: run}
@@ -54,7 +73,7 @@ def write_report(folder: Path, split: Split, places: Places, shown: int) -> Path
         "report.html",
         script="grid.js",
         title=f"{run.name}: {folder.name}",
-        facts=list(_facts(own, base)),
+        facts=list(_facts(run.name, own, base)),
         scores=score_table("Scores", evaluations),
         told=own.metrics.get("table", ""),
         drawn=[*drawn_evaluations(evaluations), *drawn_curves(curves)],
@@ -67,10 +86,12 @@ def write_report(folder: Path, split: Split, places: Places, shown: int) -> Path
     return folder / FILE
 
 
-def _facts(own: Evaluation, base: Evaluation | None) -> Iterator[str]:
+def _facts(run: str, own: Evaluation, base: Evaluation | None) -> Iterator[str]:
     yield f"model: {own.metrics.get('export')}"
     if base is not None:
         yield f"baseline: {base.metrics.get('export')}"
+    elif run.endswith(BASELINE_SUFFIX):
+        yield f"the baseline of {run.removesuffix(BASELINE_SUFFIX)}: without the EIM measures"
     else:
         yield "no baseline has been evaluated on this split"
 

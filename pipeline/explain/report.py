@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from pipeline.config import Config
+from pipeline.config import BASELINE_SUFFIX, Config
 from pipeline.explain.text import section
 
 
 def explain_report(config: Config) -> str:
     """What `stages/report.py` would compare."""
     rows = []
-    for name in (config.name, f"{config.name}-baseline"):
+    for name in (config.name, config.name + BASELINE_SUFFIX):
         folder = Path(config.runs) / name
         found = [*folder.glob("*/summary.json"), *folder.glob("evaluate/*/metrics.json")]
         there = ", ".join(str(each.relative_to(folder)) for each in sorted(found))

@@ -16,7 +16,7 @@ from pipeline.data.prepare import prepare
 from pipeline.dist import World
 from pipeline.evaluation.mme import Answer
 from pipeline.evaluation.mme_files import write_results
-from pipeline.evaluation.report import write_report
+from pipeline.evaluation.report import write_report, write_reports
 from pipeline.evaluation.samples import Sample, write_samples
 from pipeline.recipe import load_recipe
 from pipeline.splits import Split
@@ -95,6 +95,22 @@ def test_no_more_are_shown_than_asked_and_the_rest_is_counted(split: Split, tmp_
     assert page.count("<figure data-order=") == 7
     assert (page.count('data-score="0.0"'), page.count('data-score="4.0"')) == (6, 1)
     assert "no baseline has been evaluated" in page
+
+
+def test_an_evaluated_baseline_enters_the_report_of_its_run(split: Split, tmp_path: Path) -> None:
+    found = places(split)
+    run = put(tmp_path / "x" / "evaluate" / "test", list(found))
+    other = put(tmp_path / "y" / "evaluate" / "test", [*found, "one more"])
+    for folder in (run, other):
+        write_reports(folder, split, found, shown=3)
+    for name in ("x-baseline", "y-baseline"):
+        base = put(tmp_path / name / "evaluate" / "test", list(found), better=-0.5)
+        write_reports(base, split, found, shown=3)
+        assert f"the baseline of {name[0]}: without" in (base / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "no baseline" not in page and "+0.5000 to +0.5000" in page
+    # Its samples are others: what stands there is of its own evaluation.
+    assert "no baseline has been evaluated" in (other / "report.html").read_text()
 
 
 def test_yes_and_no_are_counted_in_both_ways_of_answering(split: Split, tmp_path: Path) -> None:
