@@ -131,7 +131,7 @@ def _where_next(runs: Path, eim: Run, base: Run) -> str:
             shown = page if page.is_file() else folder
             lines.append(f"  scores, curves and samples of the {label} run, {split} split: {shown}")
     if eim.evaluations and base.evaluations:
-        both = f"{eim.folder},{base.folder}"
+        both = f"{base.folder},{eim.folder}"
         lines.append(f"  a page with both side by side: python stages/report.py runs={both}")
     lines.append(f"  the recipe as it was run: {eim.folder / 'config.yaml'}")
     return "\n".join(lines)
