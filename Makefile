@@ -55,7 +55,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=40 --durations-min=10
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not dist and not slurm"

@@ -2,9 +2,11 @@
 
 import shutil
 import socket
+import threading
 import time
 from collections import namedtuple
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -62,9 +64,16 @@ def test_all_that_is_wrong_is_said_in_one_line(
 def test_a_look_that_hangs_is_named_and_the_others_are_made(
     tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "load_manifest", lambda *_: time.sleep(60))
+    answers = threading.Event()
+
+    def hang(*_: object) -> NoReturn:
+        answers.wait(60)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(health, "load_manifest", hang)
     began = time.monotonic()
     said = found(tmp_path, config, gpus=64, seconds=1.0)
+    answers.set()
     assert "the shards: no answer within 1 s; " in said and "64 expected" in said
     assert time.monotonic() - began < 15
 
