@@ -4,11 +4,11 @@
 # ended. Slurm may requeue the job at any time, and it goes on where it was.
 set -uo pipefail
 
-EIM_HOME=$(cd "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}}" && pwd)
+EIM_HOME=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$EIM_HOME" || exit 1
 # shellcheck source=/dev/null
 [[ -e slurm/site.env ]] && source slurm/site.env
-: "${NODES:=}" "${GPUS_PER_NODE:=}" "${ACCOUNT:=}" "${PARTITION:=}" "${TIME:=}" "${SBATCH_FLAGS:=}"
+: "${NODES:=}" "${GPUS_PER_NODE:=}" "${CPU_RANKS_PER_NODE:=1}" "${ACCOUNT:=}" "${PARTITION:=}" "${TIME:=}" "${SBATCH_FLAGS:=}"
 : "${PYTHON:=.venv/bin/python}" "${CONTAINER:=}" "${CONTAINER_MOUNTS:=}" "${LAUNCHER:=srun}"
 : "${RUNS:=runs}" "${SCRATCH:=${TMPDIR:-/tmp}}" "${STAGE_SHARDS:=0}"
 : "${MAX_RESTARTS:=20}" "${HEALTH:=1}" "${HEALTH_SECONDS:=120}"
@@ -46,9 +46,12 @@ read_arguments() {
     ARGUMENTS=("recipe=$recipe" "runs=$RUNS" "${ARGUMENTS[@]}")
 }
 
+# A shell within somebody's allocation is not the job: there scripts are submitted as anywhere.
+in_job() { [[ ${0##*/} = slurm_script ]]; }
+
 # Outside of a job: submit this script with the flags of site.env, and say so.
 submit_unless_in_job() {
-    [[ -n ${SLURM_JOB_ID:-} ]] && return
+    in_job && return
     local command
     mapfile -t command < <(sbatch_command)
     command+=("slurm/${0##*/}" "${WORDS[@]}")

@@ -27,7 +27,7 @@ ask_for_a_stop() {
 how_far() {
     local found
     found=$("${INSIDE[@]}" "$PYTHON" stages/status.py "${ARGUMENTS[@]}" 2>&1) || fail $? "${found##*$'\n'}"
-    IFS=$'\t' read -r RUN STEPS DONE <<< "${found##*$'\n'}"
+    IFS=$'\t' read -r RUN STEPS DONE < <(grep $'\t' <<< "$found" | tail -n1)
 }
 
 note_the_start() {
@@ -55,7 +55,7 @@ go_on_after() {
 # somebody cancelled it or a node is lost, that is Slurm's to decide.
 requeue() {
     insist is_ours
-    case $(scontrol -o show job "$SLURM_JOB_ID") in
+    case $(this_job) in
         *Reason=TimeLimit*) EXCUSED=0 ;;
         *JobState=COMPLETING* | *JobState=CANCELLED*) say "Slurm ends this attempt: $1" && exit "$TRY_LATER" ;;
     esac
@@ -86,7 +86,10 @@ is_ours() {
 }
 
 # How often Slurm has started this job again.
-restarts() { scontrol -o show job "$SLURM_JOB_ID" 2> /dev/null | sed -n 's/.* Restarts=\([0-9]*\) .*/\1/p'; }
+restarts() { this_job | sed -n 's/.* Restarts=\([0-9]*\) .*/\1/p'; }
+
+# What Slurm knows of it, in one line. The id of one task of an array is that of the array, too.
+this_job() { scontrol -o show job "$SLURM_JOB_ID" 2> /dev/null | grep "^JobId=$SLURM_JOB_ID "; }
 
 got_further() { ((STEPS > FIRST_STEP)) || [[ $DONE != "$FIRST_DONE" ]]; }
 

@@ -11,5 +11,7 @@
 # Scores a finished run, and compares it with its baseline where there is one.
 #   sbatch slurm/evaluate.sh recipe [baseline=true] [evaluate.split=val] [key=value ...]
 RECIPE=quickstart PIECES="evaluate report"
-source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh" || exit 2 # submit from the repository, or export EIM_HOME
+home=$(dirname "$0")/.. # in a job $0 is Slurm's own copy of this script
+[[ -e $home/slurm/common.sh ]] || home=${EIM_HOME:-$SLURM_SUBMIT_DIR}
+source "$home/slurm/common.sh" || exit 2 # submit from the repository, or export EIM_HOME
 run_pieces "$@"

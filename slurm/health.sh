@@ -8,7 +8,8 @@ check_health() {
     # shellcheck disable=SC2153  # of launch.sh
     local folder=$FOLDER/health nodes
     nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-    look_at_the_nodes "$folder"
+    insist some_were_looked_at "$folder" || fail 1 "no node could be looked at; what srun said is above"
+    [[ -n $STOPPING ]] && requeue "$STOPPING" # which may have ended the look, too
     leave_out_the_ill "$folder" "$nodes"
     let_the_ranks_meet "$folder" "${nodes//$'\n'/,}"
     if [[ $CODE = 0 ]]; then
@@ -16,10 +17,19 @@ check_health() {
         rm -f "$RUN/jobs/$SLURM_JOB_ID"/{all-ill,unreached}
         return
     fi
+    [[ -n $STOPPING ]] && requeue "$STOPPING"
     leave_out_the_ill "$folder" "$nodes"
     # shellcheck disable=SC2034  # read in ends.sh
     first_time unreached && EXCUSED=1
     requeue "the ranks do not reach one another"
+}
+
+# Where srun ends early and no node has said anything, the nodes are not to blame: Slurm's controller
+# is away, or an option of srun's is wrong.
+some_were_looked_at() {
+    local began=$SECONDS
+    look_at_the_nodes "$1"
+    [[ -n $STOPPING ]] || ((CODE == 0 || SECONDS - began >= HEALTH_SECONDS)) || compgen -G "$1/*" > /dev/null
 }
 
 # A quarter of the time for each of the four looks. One node's end must not end the others' looks,
@@ -69,12 +79,12 @@ requeue_without() {
     echo "1 failed $why" > "$EIM_OUTCOME_FILE"
     may_fail_again "$why"
     nodes=$(IFS=, && echo "$*")
-    before=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
+    before=$(this_job | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
     [[ -z $before || $before = '(null)' ]] || nodes=$before,$nodes
     say "requeued without $nodes"
     scontrol update JobId="$SLURM_JOB_ID" Comment="left out: ${why:0:500}"
     sbatch --partition="$part" ${account:+--account="$account"} \
-        ${SLURM_JOB_QOS:+--qos="$SLURM_JOB_QOS"} --exclude="$nodes" slurm/release.sh "$SLURM_JOB_ID" "$nodes" ||
-        fail 1 "$why; no job can be started on the other nodes"
-    hand_back requeuehold "$why"
+        ${SLURM_JOB_QOS:+--qos="$SLURM_JOB_QOS"} --exclude="$nodes" slurm/release.sh "$SLURM_JOB_ID" "$nodes" && hand_back requeuehold "$why"
+    say "no job can be started on the other nodes, so nothing is left out"
+    hand_back requeue "$why"
 }

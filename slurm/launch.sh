@@ -6,7 +6,7 @@
 
 # Sets what every stage needs; the job's first words are in its log.
 begin() {
-    [[ -n ${SLURM_JOB_ID:-} ]] || imagine_a_job
+    in_job || imagine_a_job
     count_ranks
     use_container
     [[ $STAGE_SHARDS = 1 ]] && ARGUMENTS=("data.stage=$SCRATCH/eim-shards-$UID" "${ARGUMENTS[@]}")
@@ -17,7 +17,7 @@ begin() {
     note_the_start
     open_folder
     [[ -z $NODES || $NODES = *-* || $NODES = "$SLURM_NNODES" ]] ||
-        say "NODES=$NODES is heard when the job is submitted by bash slurm/${SLURM_JOB_NAME:-...}; sbatch alone gave $SLURM_NNODES"
+        say "site.env has NODES=$NODES; sbatch was asked for $SLURM_NNODES, which holds"
     say "$RUN from step $STEPS on $SLURM_JOB_NODELIST, $RANKS_PER_NODE rank(s) a node, $MASTER_ADDR:$MASTER_PORT"
 }
 
@@ -36,7 +36,7 @@ count_ranks() {
     [[ $GPUS_EXPECTED = 0 ]] || GPUS_EXPECTED=${SLURM_GPUS_ON_NODE:-${GPUS_EXPECTED:-1}}
     [[ $GPUS_EXPECTED =~ ^(0|[1-9][0-9]*)$ ]] || fail "$USER_ERROR" "GPUS_PER_NODE=$GPUS_PER_NODE: a number, or type:number"
     RANKS_PER_NODE=$GPUS_EXPECTED
-    ((GPUS_EXPECTED > 0)) || RANKS_PER_NODE=${CPU_RANKS_PER_NODE:-1}
+    ((GPUS_EXPECTED > 0)) || RANKS_PER_NODE=$CPU_RANKS_PER_NODE
 }
 
 # A job that was submitted from within another has that one's count in its environment.
@@ -60,7 +60,8 @@ use_container() {
         *.sif) INSIDE=(apptainer exec --nv --bind "$mounts" "$CONTAINER") ;;
         *) SRUN_OPTIONS=("--container-image=$CONTAINER" "--container-workdir=$EIM_HOME" "--container-mounts=$mounts") ;;
     esac
-    export PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1
+    # What sbatch --export=NONE kept from this script must not keep its own variables from the ranks.
+    export PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1 SLURM_EXPORT_ENV=ALL
 }
 
 # A ghost of the last attempt may still hold the old port, hence the restart count in the new one.
@@ -92,7 +93,7 @@ launch() {
         deepspeed)
             [[ $DRY_RUN = 1 ]] || scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=$RANKS_PER_NODE/" > "$hosts"
             # shellcheck disable=SC2016  # the node's own number, known there only
-            on_nodes 1 bash -c 'python=$1; shift; exec "$python" -m deepspeed.launcher.runner --no_ssh --node_rank="$SLURM_NODEID" "$@"' \
+            on_nodes 1 bash -c 'python=$1; shift; exec "$python" -m deepspeed.launcher.runner --no_ssh --no_local_rank --node_rank="$SLURM_NODEID" "$@"' \
                 launch "$PYTHON" --hostfile="$hosts" --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" "$stage" "$@" ;;
         *) fail "$USER_ERROR" "LAUNCHER=$LAUNCHER: use srun, torchrun or deepspeed" ;;
     esac

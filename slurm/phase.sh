@@ -12,6 +12,8 @@
 # Some pieces of EIM in a job of their own; slurm/submit.sh makes chains of these.
 #   PIECES="st_align llm_tune" sbatch slurm/phase.sh recipe [key=value ...]
 RECIPE=quickstart
-source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh" || exit 2 # submit from the repository, or export EIM_HOME
+home=$(dirname "$0")/.. # in a job $0 is Slurm's own copy of this script
+[[ -e $home/slurm/common.sh ]] || home=${EIM_HOME:-$SLURM_SUBMIT_DIR}
+source "$home/slurm/common.sh" || exit 2 # submit from the repository, or export EIM_HOME
 : "${PIECES:?which? PIECES=\"st_align llm_tune\" sbatch slurm/phase.sh recipe}"
 run_pieces "$@"

@@ -12,5 +12,7 @@
 # is written already is left alone, so the same command goes on after any interruption.
 #   sbatch [--array=0-31%8] slurm/prepare.sh recipe [key=value ...]
 RECIPE=quickstart
-source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh" || exit 2 # submit from the repository, or export EIM_HOME
+home=$(dirname "$0")/.. # in a job $0 is Slurm's own copy of this script
+[[ -e $home/slurm/common.sh ]] || home=${EIM_HOME:-$SLURM_SUBMIT_DIR}
+source "$home/slurm/common.sh" || exit 2 # submit from the repository, or export EIM_HOME
 part_of_the_shards "$@"

@@ -11,11 +11,13 @@ job=$1 nodes=$2
 
 until scontrol update JobId="$job" ExcNodeList="$nodes"; do sleep 1; done
 
-field() { scontrol -o show job "$job" | sed -n "s/.* $1=\([^ -]*\).*/\1/p"; }
+field() { scontrol -o show job "$job" | sed -n "s/.* $1=\([^ ]*\).*/\1/p"; }
+wanted=$(field NumNodes)
+wanted=${wanted%%-*} # of 1-4 the least
 left=$(sinfo --noheader --Node --partition="$(field Partition)" --format=%N | sort -u |
     grep -vcxF -f <(scontrol show hostnames "$nodes"))
-if ((left < $(field NumNodes))); then
-    scontrol update JobId="$job" Comment="$(field NumNodes) healthy nodes are wanted, $left are left without $nodes"
+if ((left < wanted)); then
+    scontrol update JobId="$job" Comment="$wanted healthy nodes are wanted, $left are left without $nodes"
     scancel "$job"
 fi
 scontrol release "$job"

@@ -10,22 +10,29 @@ source "$EIM_HOME/slurm/common.sh" || exit 2
 read_arguments "$@"
 [[ ${ARGUMENTS[0]} = recipe= ]] && echo "which recipe? bash slurm/submit.sh recipe [key=value ...]" >&2 && exit 2
 before=
-ids=()
+ids=() on=()
+every=ALL,
+[[ "--export=${SBATCH_EXPORT:-} $SBATCH_FLAGS" = *--export=NONE* ]] && every=
 for piece in "shards encoder_adapt" st_align llm_tune "evaluate report"; do
     name=${piece#shards } name=${name% report}
     nodes=NODES_$name time=TIME_$name
     mapfile -t command < <(NODES=${!nodes:-$NODES} TIME=${!time:-$TIME} sbatch_command)
     command+=(--parsable "--job-name=eim-$name" --kill-on-invalid-dep=yes)
+    command+=("${on[@]}" "--export=${every}PIECES=$piece")
     [[ -n $before ]] && command+=("--dependency=afterok:$before")
     command+=(slurm/phase.sh "${WORDS[@]}")
     if [[ $DRY_RUN = 1 ]]; then
-        echo "PIECES='$piece' $(show "${command[@]}")"
+        show "${command[@]}"
         before=JOB_OF_${name^^}
         continue
     fi
-    before=$(PIECES=$piece "${command[@]}") || { scancel "${ids[@]}" && exit 1; }
-    before=${before%%;*} # of several clusters their name follows
+    if ! before=$("${command[@]}"); then
+        ((${#ids[@]})) && scancel "${on[@]}" "${ids[@]}"
+        exit 1
+    fi
+    [[ $before = *\;* ]] && on=("--clusters=${before#*;}") # the name of one of several clusters
+    before=${before%%;*}
     ids+=("$before")
     echo "$before  $name"
 done
-[[ $DRY_RUN = 1 ]] || echo "watch: squeue -j $(IFS=, && echo "${ids[*]}")    tail -F eim-*-*.out    stop: scancel ${ids[*]}"
+[[ $DRY_RUN = 1 ]] || echo "watch: squeue ${on[*]} -j $(IFS=, && echo "${ids[*]}")    tail -F eim-*-*.out    stop: scancel ${on[*]} ${ids[*]}"

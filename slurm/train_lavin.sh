@@ -15,5 +15,7 @@
 #   bash slurm/train_lavin.sh [recipe] [key=value ...]       submits it with slurm/site.env
 #   bash slurm/train_lavin.sh --dry-run [...]                says what would run
 RECIPE=lavin_scienceqa_7b
-source "${EIM_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm/common.sh" || exit 2 # submit from the repository, or export EIM_HOME
+home=$(dirname "$0")/.. # in a job $0 is Slurm's own copy of this script
+[[ -e $home/slurm/common.sh ]] || home=${EIM_HOME:-$SLURM_SUBMIT_DIR}
+source "$home/slurm/common.sh" || exit 2 # submit from the repository, or export EIM_HOME
 whole_of_eim "$@"

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from stat import S_IFCHR
 
 TOOLS = ("slurmctld", "slurmd", "munged", "ip")
 NETWORK = "10.12.0"
@@ -55,7 +56,7 @@ JobRequeue=1
 SlurmdTimeout=10
 KillWait=10
 NodeName=n[1-{nodes}] NodeAddr={network}.[11-{last}] CPUs=8 RealMemory=16000 Gres=gpu:{gpus}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=cpu-main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 """
 # Process 1 of the cluster: its end is the end of everything.
@@ -193,7 +194,7 @@ class Cluster:
 
     def state(self, name: str) -> str:
         """A node's state as sinfo has it; an asterisk means that it does not answer."""
-        return self.run("sinfo", "-h", "-n", name, "-p", "main", "-o", "%t").strip()
+        return self.run("sinfo", "-h", "-n", name, "-p", "cpu-main", "-o", "%t").strip()
 
     def kill_slurmd(self, name: str) -> None:
         """Ends the daemon of a node and nothing else there."""
@@ -241,7 +242,7 @@ class Cluster:
             (self.folder / each).mkdir()
         self.folder.chmod(0o755)
         for number in range(self._gpus):
-            (self.folder / "gpu" / f"nvidia{number}").touch()
+            os.mknod(self.folder / "gpu" / f"nvidia{number}", S_IFCHR | 0o666, os.makedev(1, 3))
         nodes = len(self.names)
         text = _SLURM_CONF.format(
             folder=self.folder, network=NETWORK, nodes=nodes, last=10 + nodes, gpus=self._gpus
@@ -274,7 +275,9 @@ class Cluster:
 
     def _idle(self) -> int:
         with suppress(AssertionError):
-            return int(self.run("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D").strip() or 0)
+            return int(
+                self.run("sinfo", "-h", "-p", "cpu-main", "-t", "idle", "-o", "%D").strip() or 0
+            )
         return -1  # the controller does not answer
 
     def _spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:

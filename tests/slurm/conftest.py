@@ -15,6 +15,6 @@ def cluster() -> Iterator[Cluster]:
     reason = forbidden()
     if reason is not None:
         pytest.skip(f"no cluster without namespaces: {reason}")
-    started = Cluster(3)
+    started = Cluster(3, gpus=8)  # no real ones: for the headers of the scripts
     yield started
     started.down()

@@ -154,6 +154,23 @@ def deaf(tmp_path: Path) -> str:
     return f"{folder}:{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
+def test_each_task_of_an_array_says_why_it_failed(stage: Stage) -> None:
+    """The id of one of them is that of the whole array."""
+    flags = ("--array=0-1", f"--output={stage.folder}/%A.%a.out")
+    arguments = [*stage.arguments(), "data.workers=many"]
+    array = Job.submit(stage.cluster, "prepare.sh", *arguments, flags=flags)
+    for task in range(2):
+        job = Job(stage.cluster, f"{array.number}_{task}")
+        assert job.end() == "FAILED" and job.fields["ExitCode"] == "2:0"
+        said = (stage.folder / f"{array.number}.{task}.out").read_text()
+        assert "data.workers: Value 'many'" in said.splitlines()[-1], said
+
+
+def test_what_sbatch_keeps_from_the_job_is_not_kept_from_its_ranks(stage: Stage) -> None:
+    lines = f"[ -n $EIM_OUTCOME_FILE ] && {FINISHED}"
+    stage.job(lines, SLURM_EXPORT_ENV="NONE").succeeded()
+
+
 @pytest.mark.parametrize("end", ["requeue late", "fail 1 late", "requeue_without late n3"])
 def test_a_script_of_an_older_attempt_leaves_the_job_to_the_newer_one(
     stage: Stage, deaf: str, end: str
@@ -164,7 +181,7 @@ def test_a_script_of_an_older_attempt_leaves_the_job_to_the_newer_one(
     job.cluster.run("scontrol", "requeue", job.number)
     job.wait_for("the newer attempt", lambda: STARTED in job.words_of(1))
     ghost = f"source slurm/common.sh; ATTEMPT=0; {end}"
-    env = {"SLURM_JOB_ID": job.number, "SLURM_JOB_PARTITION": "main", "PATH": deaf}
+    env = {"SLURM_JOB_ID": job.number, "SLURM_JOB_PARTITION": "cpu-main", "PATH": deaf}
     said = job.cluster.run("bash", "-c", f"({ghost}); [ $? = 75 ]", **env)
     assert said.endswith("a newer attempt has the job, this one leaves\n")
     assert job.fields["JobState"] == "RUNNING" and job.attempt == 1 and not job.comment

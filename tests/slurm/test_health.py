@@ -1,5 +1,7 @@
 """Nodes that are not well, on a real Slurm: named, left out, and the job ends on the others."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +39,21 @@ def test_a_node_that_is_ill_is_named_and_left_out_and_the_job_ends_well_on_the_o
     assert job.attempt == 1
     assert "n2 is ill: /dev/shm has 0.0 GB free, less than 1" in job.words_of(0)
     assert "all nodes are well" in job.words_of(1) and "finished: " in log.splitlines()[-1]
+
+
+def test_where_slurm_itself_does_not_answer_no_node_is_blamed(
+    cluster: Cluster, arguments: list[str], tmp_path: Path
+) -> None:
+    """As while its controller restarts: srun ends without having started anything."""
+    srun = tmp_path / "srun"
+    srun.write_text(
+        f"#!/bin/bash\necho >> {tmp_path}/calls\n"
+        f'(($(wc -l < {tmp_path}/calls) > 2)) && exec {shutil.which("srun")} "$@"\nexit 1\n'
+    )
+    srun.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    job = Job.submit(cluster, "phase.sh", *arguments, flags=("--nodes=2",), PATH=path, **CHECKED)
+    assert " is ill" not in job.succeeded() and job.attempt == 0
 
 
 def test_where_no_node_is_ever_well_the_job_ends_with_the_reason(

@@ -68,9 +68,43 @@ def test_a_container_sees_what_lies_outside_of_the_repository() -> None:
 def test_a_dry_run_of_a_chain_is_one_line_a_job() -> None:
     lines = dry_run("submit.sh", "quickstart", NODES_llm_tune="4")
     ends = ["shards encoder_adapt", "st_align", "llm_tune", "evaluate report"]
-    assert [line.split("'")[1] for line in lines] == ends
+    pieces = [line.partition(",PIECES=")[2].replace("\\ ", " ") for line in lines]
+    assert all(each.startswith(f"{end} ") for each, end in zip(pieces, ends, strict=True))
     assert all(line.endswith("slurm/phase.sh quickstart") for line in lines)
     assert ["--nodes=4" in line for line in lines] == [False, False, True, False]
+
+
+def test_within_an_allocation_scripts_are_submitted_as_anywhere(tmp_path: Path) -> None:
+    """As in a notebook's shell, which is a job of its own."""
+    inside = {"SLURM_JOB_ID": "5", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    for script, more in (("train_lavin.sh", 6), ("submit.sh", 3), ("tensorboard.sh", 0)):
+        words = ["quickstart"] if script == "submit.sh" else []
+        submitted, *lines = dry_run(script, *words, **inside)
+        assert submitted.startswith("sbatch ") and len(lines) == more
+
+
+@pytest.mark.parametrize(("works", "cancelled"), [(0, []), (2, ["2", "1"])])
+def test_a_chain_that_cannot_be_submitted_leaves_nothing(
+    tmp_path: Path, works: int, cancelled: list[str]
+) -> None:
+    calls = tmp_path / "calls"
+    calls.touch()
+    stub = f"echo ${{0##*/}} $@ >> {calls}\n"
+    count = f"number=$(grep -c ^sbatch {calls})\n((number <= {works})) && echo $number\n"
+    for name, lines in (("sbatch", stub + count), ("scancel", stub + "(($#))\n")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{lines}")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "slurm/submit.sh", "quickstart"],
+        cwd=REPOSITORY,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    said = calls.read_text().splitlines()
+    assert done.returncode == 1 and len([each for each in said if "sbatch" in each]) == works + 1
+    asked = [word for line in said if line.startswith("scancel") for word in line.split()[1:]]
+    assert sorted(asked) == sorted(cancelled)
 
 
 def test_a_word_that_is_not_known_is_one_line() -> None:
@@ -83,7 +117,7 @@ def test_a_word_that_is_not_known_is_one_line() -> None:
 
 @pytest.mark.parametrize("script", JOBS, ids=lambda path: path.stem)
 def test_slurm_takes_every_script(cluster: Cluster, script: Path) -> None:
-    cluster.run("sbatch", "--test-only", "--gpus-per-node=0", f"slurm/{script.name}")
+    cluster.run("sbatch", "--test-only", f"slurm/{script.name}")
 
 
 def test_a_whole_run_on_two_nodes_which_is_not_done_twice(cluster: Cluster, tmp_path: Path) -> None:
@@ -114,10 +148,24 @@ def test_launchers_with_two_ranks_on_each_of_two_nodes(
     cluster: Cluster, tmp_path: Path, launcher: str
 ) -> None:
     arguments = [align_recipe(tmp_path, 4), f"runs={tmp_path}/runs"]
-    env = {"LAUNCHER": launcher, "PIECES": "st_align", "CPU_RANKS_PER_NODE": "2"}
-    Job.submit(cluster, "phase.sh", *arguments, flags=("--nodes=2",), **env).succeeded()
+    env = {"LAUNCHER": launcher, "PIECES": "st_align", "CPU_RANKS_PER_NODE": "2", "HEALTH": "1"}
+    job = Job.submit(cluster, "phase.sh", *arguments, flags=("--nodes=2",), **env)
+    assert "all nodes are well" in job.succeeded() and job.attempt == 0
     summary = json.loads((tmp_path / "runs/tiny/st_align/summary.json").read_text())
     assert summary["state"] == "finished" and summary["ranks"] == 4
+
+
+def test_of_two_jobs_on_one_run_the_second_ends_and_says_whose_it_is(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    arguments = [align_recipe(tmp_path, 10**4), f"runs={tmp_path}/runs"]
+    first = Job.submit(cluster, "phase.sh", *arguments, PIECES="st_align")
+    first.wait_for_step(1)
+    second = Job.submit(cluster, "phase.sh", *arguments, PIECES="st_align")
+    assert second.end() == "FAILED" and second.fields["ExitCode"] == "2:0", second.log
+    assert f"job {first.number}" in second.last_line and second.attempt == 0
+    (tmp_path / "runs/tiny/STOP").touch()
+    assert first.end() == "FAILED" and first.fields["ExitCode"] == "75:0", first.log
 
 
 def test_corrupt_shards_end_the_job_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:
