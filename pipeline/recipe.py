@@ -21,6 +21,7 @@ from pipeline.config import (
     PHASES,
     Config,
     EncoderAdaptConfig,
+    EvaluateConfig,
     LLMTuneConfig,
     PhaseConfig,
     PrepareConfig,
@@ -66,7 +67,8 @@ def load_recipe(arguments: Sequence[str], section: str | None = None) -> Config:
     dotlist = dotlist_of(overrides, Config)
     _check_keys(recipe, Config, where=f"recipe {name}")
     _check_keys(dotlist, Config, where="command line")
-    config = _merge(Config, _task_defaults(recipe, dotlist), recipe, dotlist)
+    sources = (_task_defaults(recipe, dotlist), recipe, _another_task(recipe, dotlist), dotlist)
+    config = _merge(Config, *sources)
     assert isinstance(config, Config)
     expand_paths(config, prefix="")
     validate(config)
@@ -189,6 +191,15 @@ def _task_defaults(*sources: DictConfig) -> DictConfig:
     if asked != learnt:
         wants["evaluate"] = task_defaults(str(asked), str(form)).get("evaluate", {})
     return OmegaConf.create(wants)
+
+
+def _another_task(recipe: DictConfig, dotlist: DictConfig) -> DictConfig:
+    """What the recipe says of scoring that holds for its own task only: the split of its shards."""
+    asked = OmegaConf.select(dotlist, "evaluate.task")
+    learnt = OmegaConf.select(OmegaConf.merge(recipe, dotlist), "data.task", default="captions")
+    if asked in (None, learnt):
+        return OmegaConf.create()
+    return OmegaConf.create({"evaluate": {"split": EvaluateConfig().split}})
 
 
 def _check_keys(node: Any, schema: Any, *, where: str, prefix: str = "") -> None:

@@ -188,3 +188,17 @@ def test_questions_are_answered_greedily_and_with_room_for_what_comes_before_the
     explained = ("data.task=scienceqa", "scienceqa.format=QCM-LEA")
     assert generation(*explained) == (1, 512)
     assert generation(*explained, "evaluate.max_new_tokens=100", "evaluate.beams=3") == (3, 100)
+
+
+@pytest.mark.parametrize(
+    ("words", "split"),
+    [
+        ([], "val"),
+        (["task=mme", "shards=mme"], "test"),
+        (["task=mme", "shards=mme", "split=val"], "val"),
+    ],
+)
+def test_another_task_is_scored_on_its_own_split(words: list[str], split: str) -> None:
+    """The recipe's split is one of its own shards; MME has test alone."""
+    config = load_recipe(["recipe=lavin_chat_13b", "llm.path=/w", *words], "evaluate")
+    assert config.evaluate.split == split

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.assemble import CaptionModel, build_caption_model, check_adapters, check_stop
 from pipeline.captioning import end_ids
 from pipeline.chat.desk import Desk
-from pipeline.chat.limits import Limits
+from pipeline.chat.limits import Limits, Refused, Sampling
 from pipeline.chat.model import ChatModel
 from pipeline.config import Config
 from pipeline.data.loader import DecodedImages
@@ -50,12 +50,16 @@ def load_chat_models(config: Config, world: World) -> list[ChatModel]:
             "chat: checkpoint= is missing; give checkpoint=FOLDER (an export, a phase or a run)"
         )
     limits = Limits.of(chat)
+    try:
+        limits.check_sampling(Sampling.of(chat))
+    except Refused as error:
+        raise ConfigError(f"chat: {error}") from error
     chosen = {"checkpoint": (config, find_export(Path(chat.checkpoint), "checkpoint"))}
     if chat.beside:
         export = find_export(Path(chat.beside), "beside")
+        own = load_recipe([f"recipe={recipe_in(chosen['checkpoint'][1], 'checkpoint')}"])
         recipe = load_recipe([f"recipe={recipe_in(export, 'beside')}"])
-        recipe.precision = config.precision
-        chosen["beside"] = (recipe, export)
+        chosen["beside"] = (_loaded_alike(recipe, config, own), export)
     names = [each.name for each, _ in chosen.values()]
     if len(set(names)) < len(names):  # two phases of one run, say
         names = [str(export) for _, export in chosen.values()]
@@ -63,6 +67,24 @@ def load_chat_models(config: Config, world: World) -> list[ChatModel]:
         load_chat_model(name, recipe, export, limits, world)
         for name, (recipe, export) in zip(names, chosen.values(), strict=True)
     ]
+
+
+def _loaded_alike(recipe: Config, config: Config, own: Config) -> Config:
+    """The recipe of `beside`, with what was asked of `checkpoint`: precision, bits, base weights.
+
+    Args:
+        recipe: as the run of `beside` has left it.
+        config: of `checkpoint`, with what the command line says.
+        own: as the run of `checkpoint` has left it.
+    """
+    llm, encoder = recipe.llm, recipe.encoder
+    if config.llm.path != own.llm.path:
+        llm = replace(llm, path=config.llm.path)
+    if config.llm.quantize != own.llm.quantize:
+        llm = replace(llm, quantize=config.llm.quantize)
+    if config.encoder.pretrained != own.encoder.pretrained:
+        encoder = replace(encoder, pretrained=config.encoder.pretrained)
+    return replace(recipe, precision=config.precision, llm=llm, encoder=encoder)
 
 
 def load_chat_model(

@@ -244,9 +244,14 @@ def _settings(config: ChatConfig) -> list[gr.components.Component]:
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         return [
             gr.Slider(
-                0, 2, own.temperature, step=0.05, label="Temperature", info="0: the likeliest token"
+                0,
+                max(2, own.temperature),
+                own.temperature,
+                step=0.05,
+                label="Temperature",
+                info="0: the likeliest token",
             ),
-            gr.Slider(0.05, 1, own.top_p, step=0.05, label="Top-p"),
+            gr.Slider(min(0.05, own.top_p), 1, own.top_p, step=0.05, label="Top-p"),
             gr.Slider(1, own.max_new_tokens, own.max_new_tokens, step=1, label="Tokens, at most"),
             gr.Number(own.seed, precision=0, minimum=0, label="Seed", elem_id="seed"),
         ]

@@ -11,12 +11,14 @@ from pipeline.errors import DataError
 from pipeline.evaluation.mme import NO, YES, Answer
 
 GENERATED, LIKELIHOOD = "answers", "answers_likelihood"  # folders of ours, one a way of answering
+_FILES = "[!.]*.txt"  # macOS puts a "._count.txt" beside a "count.txt"
 
 
 def write_results(folder: Path, answers: Mapping[str, Sequence[Answer]]) -> None:
     """Write the benchmark's result files, one a subtask, each in one go.
 
     White space in texts becomes single spaces: a line is an answer, and tabs part its columns.
+    Files of other subtasks, which an older evaluation left, are removed: they are another model's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for subtask, each in answers.items():
@@ -25,6 +27,9 @@ def write_results(folder: Path, answers: Mapping[str, Sequence[Answer]]) -> None
         writing = folder / f".{subtask}.tmp"
         writing.write_text("".join(lines), encoding="utf-8")
         writing.replace(folder / f"{subtask}.txt")
+    for file in folder.glob(_FILES):
+        if file.stem not in answers:
+            file.unlink()
 
 
 def read_results(folder: Path) -> dict[str, list[Answer]]:
@@ -33,7 +38,7 @@ def read_results(folder: Path) -> dict[str, list[Answer]]:
     Raises:
         DataError: there is none, or a line is no answer.
     """
-    files = sorted(folder.glob("[!.]*.txt"))  # macOS puts a "._count.txt" beside a "count.txt"
+    files = sorted(folder.glob(_FILES))
     if not files:
         raise DataError(f"{folder}: holds no result files of MME (existence.txt and the like)")
     return {file.stem: _read(file) for file in files}

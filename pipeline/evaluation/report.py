@@ -4,12 +4,14 @@ On rank 0, from the files that the evaluation and its baseline have left; pictur
 shards again. Knows no model, and no layout (`pipeline/pages`).
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.config import BASELINE_SUFFIX
 from pipeline.data.faults import ContentFault
 from pipeline.durable import write_text
+from pipeline.errors import DataError
 from pipeline.evaluation.curves import read_curves
 from pipeline.evaluation.drawn import drawn_curves, drawn_evaluations
 from pipeline.evaluation.run_records import Evaluation, read_evaluation
@@ -20,6 +22,8 @@ from pipeline.pages.cards import Card
 from pipeline.pages.rendering import render
 from pipeline.pages.thumbnails import thumbnail
 from pipeline.splits import Split
+
+log = logging.getLogger("pipeline")
 
 FILE = "report.html"
 BASELINE, OWN = "baseline", "this run"
@@ -33,18 +37,23 @@ def write_reports(folder: Path, split: Split, places: Places, shown: int) -> Non
     """Write the report of an evaluation; of a baseline's, also that of the run it stands beside.
 
     That run may have been evaluated before its baseline was, or beside an older one. Where other
-    samples were scored it is left alone, as its pictures may not be here. Takes and raises what
-    `write_report` does.
+    samples were scored it is left alone, as its pictures may not be here; where it cannot be read
+    or written, that is said and no fault of the baseline's. Takes and raises what `write_report`
+    does.
     """
     write_report(folder, split, places, shown)
     run = folder.parents[1]
     if not run.name.endswith(BASELINE_SUFFIX):
         return
     beside = run.with_name(run.name.removesuffix(BASELINE_SUFFIX)) / "evaluate" / folder.name
-    own, other = read_evaluation(folder), read_evaluation(beside)
+    own = read_evaluation(folder)
     assert own is not None
-    if other is not None and other.sampled == own.sampled:
-        write_report(beside, split, places, shown)
+    try:
+        other = read_evaluation(beside)
+        if other is not None and other.sampled == own.sampled:
+            write_report(beside, split, places, shown)
+    except (DataError, OSError) as error:
+        log.warning("evaluate      %s stays without this baseline: %s", beside / FILE, error)
 
 
 def write_report(folder: Path, split: Split, places: Places, shown: int) -> Path:
@@ -82,7 +91,8 @@ def write_report(folder: Path, split: Split, places: Places, shown: int) -> Path
         cards=[_card(each, split, places) for each in chosen],
         left_out=told_of(chosen, samples),
     )
-    write_text(folder / FILE, page)
+    # A run and its baseline may be evaluated at the same time, and either writes the run's.
+    write_text(folder / FILE, page, shared=True)
     return folder / FILE
 
 

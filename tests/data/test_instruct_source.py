@@ -50,6 +50,18 @@ def marked(turns: list[dict[str, str]], number: int = 0) -> list[dict[str, str]]
         ({"images": "b.jpg", "messages": MESSAGES}, Dialogue(HELLO, "b.jpg")),
         ({"images": ["./b.jpg", "b.jpg"], "messages": MESSAGES}, Dialogue(HELLO, "./b.jpg")),
         ({"image": None, "conversations": SHAREGPT}, Dialogue(HELLO, "")),
+        (  # the rest of a talk that was cut
+            {"conversations": [{"from": "gpt", "value": "So."}, *SHAREGPT]},
+            Dialogue(HELLO, ""),
+        ),
+        (
+            {"system": "Be brief.", "conversations": SHAREGPT},
+            Dialogue(replace(HELLO, system="Be brief."), ""),
+        ),
+        (  # no mark of an image, but a word of the answer
+            {"instruction": "RSS?", "output": "<image><url>a</url></image>"},
+            Dialogue(Conversation((Exchange("RSS?", "<image><url>a</url></image>"),)), ""),
+        ),
         (  # what nobody answered
             {"conversations": [*SHAREGPT, {"from": "human", "value": "And?"}]},
             Dialogue(HELLO, ""),
@@ -89,7 +101,7 @@ def test_the_usual_forms_are_read(entry: dict[str, Any], expected: Dialogue) -> 
         ({"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>"}]}, "no answer"),
         ({"image": "a.jpg", "instruction": "<image>", "output": "A cat."}, "empty turn"),
         ({"conversations": []}, "no answer"),
-        ({"conversations": SHAREGPT[1:]}, "turns out of order"),
+        ({"conversations": SHAREGPT[1:2]}, "no answer"),
         ({"conversations": [SHAREGPT[0], *SHAREGPT]}, "turns out of order"),
         ({"conversations": [{"from": "tool", "value": "x"}, *SHAREGPT]}, "unknown role"),
         ({"conversations": [{"from": ["human"], "value": "x"}, *SHAREGPT]}, "unknown role"),

@@ -103,6 +103,7 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_results(tmp_path) == kept
     assert sorted(each.name for each in tmp_path.iterdir()) == ["OCR.txt", "count.txt"]
     write_results(tmp_path, {"count": answers("yes,\n it\tis", "no")})
+    assert list(read_results(tmp_path)) == ["count"]  # the other was another model's
     first, _ = (tmp_path / "count.txt").read_text().splitlines()
     assert first.split("\t") == ["a.jpg", "Is it 0? Please answer yes or no.", "Yes", "yes, it is"]
 

@@ -109,6 +109,9 @@ def test_an_evaluated_baseline_enters_the_report_of_its_run(split: Split, tmp_pa
         assert f"the baseline of {name[0]}: without" in (base / "report.html").read_text()
     page = (run / "report.html").read_text()
     assert "no baseline" not in page and "+0.5000 to +0.5000" in page
+    (run / "metrics.json").write_text("{")
+    write_reports(base.parents[2] / "x-baseline/evaluate/test", split, found, shown=3)
+    assert (run / "report.html").read_text() == page  # and the baseline's own is written
     # Its samples are others: what stands there is of its own evaluation.
     assert "no baseline has been evaluated" in (other / "report.html").read_text()
 

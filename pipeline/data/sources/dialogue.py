@@ -39,8 +39,9 @@ class Dialogue:
 def read_dialogue(entry: Mapping[str, Any]) -> Dialogue:
     """Read one entry.
 
-    Marks of the image are taken out of the texts: a family shows it where it always does, before
-    the text. Questions behind the last answer, which nothing could be learnt from, are left out.
+    Marks of the image are taken out of the user's texts: a family shows it where it always does,
+    before the text. Questions behind the last answer, which nothing could be learnt from, and
+    answers before the first question (of talks that were cut into pieces) are left out.
 
     Raises:
         ContentFault: in none of the forms; a turn that is empty, no text or of an unknown role;
@@ -52,7 +53,8 @@ def read_dialogue(entry: Mapping[str, Any]) -> Dialogue:
         raise ContentFault("more than one image", detail=", ".join(images))
     if not images and any(IMAGE_MARK in text for role, text in turns if role == "user"):
         raise ContentFault("image mark without an image")
-    plain = [(role, text.replace(IMAGE_MARK, "").strip()) for role, text in turns]
+    marks = {"user": IMAGE_MARK} if images else {}  # elsewhere it is a part of the text
+    plain = [(role, text.replace(marks.get(role, ""), "").strip()) for role, text in turns]
     if not all(is_unicode(text) for text in (*images, *(text for _, text in plain))):
         raise ContentFault("invalid UTF-8", detail="half a surrogate pair")
     return Dialogue(_conversation(plain), images[0] if images else "")
@@ -62,7 +64,11 @@ def _turns(entry: Mapping[str, Any]) -> list[Turn]:
     """All that was said, in order."""
     for name in _TALKS:
         if isinstance(entry.get(name), list):
-            return [_turn(each) for each in entry[name]]
+            turns = [_turn(each) for each in entry[name]]
+            apart = entry.get("system")
+            if isinstance(apart, str) and apart and turns[:1] and turns[0][0] != "system":
+                turns.insert(0, ("system", apart))
+            return turns
     if "instruction" not in entry or "output" not in entry:
         raise ContentFault("no conversation", detail=f"fields: {', '.join(map(str, entry))[:80]}")
     system, history = entry.get("system") or "", entry.get("history") or []
@@ -99,6 +105,8 @@ def _conversation(turns: Sequence[Turn]) -> Conversation:
     system, talk = "", list(turns)
     if talk and talk[0][0] == "system":
         system = talk.pop(0)[1]
+    while talk and talk[0][0] == "assistant":
+        talk.pop(0)
     while talk and talk[-1][0] == "user":
         talk.pop()
     if not talk:
