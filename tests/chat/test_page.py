@@ -201,3 +201,19 @@ def test_visitors_do_not_see_each_other(page: Page, browser: Browser, url: str) 
     width = other.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert width[0] <= width[1] == 400
     other.close()
+
+
+@pytest.mark.slow
+def test_ten_visitors_at_once_each_get_their_own_answer(browser: Browser, url: str) -> None:
+    pages = [browser.new_page() for _ in range(10)]
+    for number, each in enumerate(pages):
+        each.set_default_timeout(SECONDS)
+        go(each, url)
+        each.fill("#question textarea", f"Who is number {number}?")
+    for each in pages:
+        each.evaluate("document.querySelector('#send').click()")
+    for number, each in enumerate(pages):
+        wait_for_answers(each)
+        assert f"number {number}?" in each.inner_text("#talk0")
+        assert each.locator("#talk0 .bot.message").count() == 1
+        each.close()
