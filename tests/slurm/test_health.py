@@ -59,10 +59,11 @@ def test_where_slurm_itself_does_not_answer_no_node_is_blamed(
 def test_where_no_node_is_ever_well_the_job_ends_with_the_reason(
     cluster: Cluster, arguments: list[str]
 ) -> None:
+    # Of a whole node (--exclusive) Slurm gives all of the box's GPUs, which nothing can compute on.
     job = Job.submit(cluster, "phase.sh", *arguments, **{**CHECKED, "GPUS_PER_NODE": "1"})
     assert job.end() == "FAILED" and job.fields["ExitCode"] == "2:0", job.log
     assert job.attempt == 1
-    assert "two starts found no healthy node: n2: 0 GPUs, 1 expected" in job.comment
+    assert "two starts found no healthy node: n2: 0 GPUs, 8 expected" in job.comment
 
 
 @pytest.mark.usefixtures("n2_is_ill")
