@@ -1,7 +1,7 @@
 """What befalls a job on a real Slurm, and that its end is that of a run which nothing befell.
 
 One job suffers all that needs no luck to come back from; the other ways to lose a node are tried
-by hand (`by_hand`), one by one on a longer run, as each costs Slurm's patience with a silent node.
+by hand (`by_hand`), one by one, as each costs Slurm's patience with a silent node.
 """
 
 import json
@@ -159,6 +159,7 @@ def test_a_job_that_loses_a_node_ends_as_if_nothing_had_happened(
     longer.check(job, tmp_path)
 
 
+@pytest.mark.by_hand
 def test_ranks_that_notice_a_lost_node_before_slurm_does_are_no_fault_of_the_job(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -173,6 +174,7 @@ def test_ranks_that_notice_a_lost_node_before_slurm_does_are_no_fault_of_the_job
         undisturbed.cluster.slurmd_timeout(10)
 
 
+@pytest.mark.by_hand
 def test_a_job_goes_on_with_as_many_nodes_as_are_left(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
