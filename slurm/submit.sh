@@ -5,8 +5,8 @@
 #   bash slurm/submit.sh recipe [key=value ...]
 #   NODES_llm_tune=4 TIME_llm_tune=48:00:00 bash slurm/submit.sh recipe      (or in site.env)
 RECIPE=
-EIM_HOME=$(cd "$(dirname "$0")/.." && pwd)
-source "$EIM_HOME/slurm/common.sh" || exit 2
+home=$(dirname "$0")/..
+source "$home/slurm/common.sh" || exit 2
 read_arguments "$@"
 [[ ${ARGUMENTS[0]} = recipe= ]] && echo "which recipe? bash slurm/submit.sh recipe [key=value ...]" >&2 && exit 2
 before=

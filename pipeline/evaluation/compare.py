@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config import PHASES, TASKS
 from pipeline.evaluation.compare_questions import answers_table
-from pipeline.evaluation.run_records import Record, Run, read_run
+from pipeline.evaluation.run_records import REPORT, Record, Run, read_run
 from pipeline.evaluation.tables import MISSING, count_text, row, score_text, table
 
 DEFAULT_SPLIT = "test"
@@ -127,7 +127,7 @@ def _where_next(runs: Path, eim: Run, base: Run) -> str:
     for label, run in (("EIM", eim), ("baseline", base)):
         for split in run.evaluations:
             folder = run.folder / "evaluate" / split
-            page = folder / "report.html"
+            page = folder / REPORT
             shown = page if page.is_file() else folder
             lines.append(f"  scores, curves and samples of the {label} run, {split} split: {shown}")
     if eim.evaluations and base.evaluations:

@@ -14,7 +14,7 @@ from pipeline.durable import write_text
 from pipeline.errors import DataError
 from pipeline.evaluation.curves import read_curves
 from pipeline.evaluation.drawn import drawn_curves, drawn_evaluations
-from pipeline.evaluation.run_records import Evaluation, read_evaluation
+from pipeline.evaluation.run_records import REPORT, Evaluation, read_evaluation
 from pipeline.evaluation.samples import Sample, worst_first
 from pipeline.evaluation.score_tables import score_table
 from pipeline.evaluation.shown import groups_of, shown_of, told_of
@@ -25,7 +25,6 @@ from pipeline.splits import Split
 
 log = logging.getLogger("pipeline")
 
-FILE = "report.html"
 BASELINE, OWN = "baseline", "this run"
 
 _SIDE = 240  # pixels of a thumbnail; about 8 kB each
@@ -53,7 +52,7 @@ def write_reports(folder: Path, split: Split, places: Places, shown: int) -> Non
         if other is not None and other.sampled == own.sampled:
             write_report(beside, split, places, shown)
     except (DataError, OSError) as error:
-        log.warning("evaluate      %s stays without this baseline: %s", beside / FILE, error)
+        log.warning("evaluate      %s stays without this baseline: %s", beside / REPORT, error)
 
 
 def write_report(folder: Path, split: Split, places: Places, shown: int) -> Path:
@@ -92,8 +91,8 @@ def write_report(folder: Path, split: Split, places: Places, shown: int) -> Path
         left_out=told_of(chosen, samples),
     )
     # A run and its baseline may be evaluated at the same time, and either writes the run's.
-    write_text(folder / FILE, page, shared=True)
-    return folder / FILE
+    write_text(folder / REPORT, page, shared=True)
+    return folder / REPORT
 
 
 def _facts(run: str, own: Evaluation, base: Evaluation | None) -> Iterator[str]:

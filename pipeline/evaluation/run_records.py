@@ -20,6 +20,8 @@ from pipeline.evaluation.samples import Sample, read_samples
 
 Record = Mapping[str, Any]
 
+REPORT = "report.html"  # what there is to look at, in an evaluation's folder
+
 # What is read of a file, if it is there: a number, a text, or a table of such by key.
 Shape = type[float] | type[str] | Mapping[str, Any]
 _NUMBERS: Shape = {"*": float}

@@ -23,6 +23,7 @@ from stat import S_IFCHR
 
 TOOLS = ("slurmctld", "slurmd", "munged", "ip")
 NETWORK = "10.12.0"
+PARTITION = "cpu-main"
 _SLURM_CONF = """\
 ClusterName=eim
 SlurmctldHost=head({network}.1)
@@ -56,7 +57,7 @@ JobRequeue=1
 SlurmdTimeout=10
 KillWait=10
 NodeName=n[1-{nodes}] NodeAddr={network}.[11-{last}] CPUs=8 RealMemory=16000 Gres=gpu:{gpus}
-PartitionName=cpu-main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName={main} Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 """
 # Process 1 of the cluster: its end is the end of everything.
@@ -194,7 +195,7 @@ class Cluster:
 
     def state(self, name: str) -> str:
         """A node's state as sinfo has it; an asterisk means that it does not answer."""
-        return self.run("sinfo", "-h", "-n", name, "-p", "cpu-main", "-o", "%t").strip()
+        return self.run("sinfo", "-h", "-n", name, "-p", PARTITION, "-o", "%t").strip()
 
     def kill_slurmd(self, name: str) -> None:
         """Ends the daemon of a node and nothing else there."""
@@ -245,7 +246,12 @@ class Cluster:
             os.mknod(self.folder / "gpu" / f"nvidia{number}", S_IFCHR | 0o666, os.makedev(1, 3))
         nodes = len(self.names)
         text = _SLURM_CONF.format(
-            folder=self.folder, network=NETWORK, nodes=nodes, last=10 + nodes, gpus=self._gpus
+            folder=self.folder,
+            network=NETWORK,
+            nodes=nodes,
+            last=10 + nodes,
+            gpus=self._gpus,
+            main=PARTITION,
         )
         if not self._gpus:
             text = text.replace(" Gres=gpu:0", "")
@@ -276,7 +282,7 @@ class Cluster:
     def _idle(self) -> int:
         with suppress(AssertionError):
             return int(
-                self.run("sinfo", "-h", "-p", "cpu-main", "-t", "idle", "-o", "%D").strip() or 0
+                self.run("sinfo", "-h", "-p", PARTITION, "-t", "idle", "-o", "%D").strip() or 0
             )
         return -1  # the controller does not answer
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import PARTITION, Cluster
 from tests.slurm.jobs import Job
 from tests.tiny import write_recipe
 
@@ -181,7 +181,7 @@ def test_a_script_of_an_older_attempt_leaves_the_job_to_the_newer_one(
     job.cluster.run("scontrol", "requeue", job.number)
     job.wait_for("the newer attempt", lambda: STARTED in job.words_of(1))
     ghost = f"source slurm/common.sh; ATTEMPT=0; {end}"
-    env = {"SLURM_JOB_ID": job.number, "SLURM_JOB_PARTITION": "cpu-main", "PATH": deaf}
+    env = {"SLURM_JOB_ID": job.number, "SLURM_JOB_PARTITION": PARTITION, "PATH": deaf}
     said = job.cluster.run("bash", "-c", f"({ghost}); [ $? = 75 ]", **env)
     assert said.endswith("a newer attempt has the job, this one leaves\n")
     assert job.fields["JobState"] == "RUNNING" and job.attempt == 1 and not job.comment

@@ -53,11 +53,14 @@ def read_dialogue(entry: Mapping[str, Any]) -> Dialogue:
         raise ContentFault("more than one image", detail=", ".join(images))
     if not images and any(IMAGE_MARK in text for role, text in turns if role == "user"):
         raise ContentFault("image mark without an image")
-    marks = {"user": IMAGE_MARK} if images else {}  # elsewhere it is a part of the text
-    plain = [(role, text.replace(marks.get(role, ""), "").strip()) for role, text in turns]
+    plain = [(role, _unmarked(text) if role == "user" else text.strip()) for role, text in turns]
     if not all(is_unicode(text) for text in (*images, *(text for _, text in plain))):
         raise ContentFault("invalid UTF-8", detail="half a surrogate pair")
     return Dialogue(_conversation(plain), images[0] if images else "")
+
+
+def _unmarked(text: str) -> str:
+    return text.replace(IMAGE_MARK, "").strip()
 
 
 def _turns(entry: Mapping[str, Any]) -> list[Turn]:
